@@ -1,0 +1,47 @@
+# make demo   hear what it does: a recording becomes a small file and comes back as speech
+# make test   all tests
+# make lint   style and types
+# demo, test and lint create .venv and install what they need. PYTHON=python3.12 chooses the interpreter; pip's own
+# environment variables apply (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, ...).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PACKAGES := engine codec speaker recipes
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test lint format clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m codec.demo
+
+# Small matrices and busy machines: more threads only wait for each other. OMP_NUM_THREADS=8 make test overrides.
+test: export OMP_NUM_THREADS ?= 1
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy $(PACKAGES)
+
+format: $(VENV)/.dev
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { echo 'No virtual environment: on Debian and Ubuntu, apt install python3-venv' >&2; exit 1; }
+
+# The stamps: reinstall only when the dependencies change. pesq is compiled; without a C compiler the demo still runs,
+# with fewer numbers.
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[eval]' || { echo 'Trying again without the measuring tools' >&2; $(PIP) install -e .; }
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[dev]'
+	touch $@ $(VENV)/.demo
