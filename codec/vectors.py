@@ -24,8 +24,9 @@ def nearest(z: Tensor, table: Tensor, offset: Tensor | None = None) -> Tensor:
     z (M, d), table (K, d) -> (M,) int64. |z - e|^2 = |z|^2 + |e|^2 - 2 z.e, and |z|^2 does not change the order,
     so one fused product does it. `offset` (K,) replaces |e|^2; zeros there make it a search for the largest z.e.
 
-    The result does not depend on which other vectors are in the batch, on one machine and thread count. Across
-    machines the products may differ in the last bit, so an exact near-tie may fall the other way.
+    The result does not depend on which other vectors are in the batch: measured with MKL, 1 to 8 threads, K = 64, 1000
+    and 1024 (with K = 100 it does, from 4 threads on). Across machines, or when z itself comes from another batch, the
+    last bit may differ, and a near-tie may fall the other way.
     """
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         num_vectors = len(z)
