@@ -1,0 +1,191 @@
+"""Building blocks of the live codec: tokens (B, T, H, C), causal in time, every block with an explicit state.
+
+Window attention and frequency-only merges follow ESC (Gu and Diao, EMNLP 2024, arXiv 2404.19441), made causal: a token
+attends to the tokens of its frequency window in its own frame and the frames before, a bounded number of them. There
+is no normalization on the skip path and every residual branch ends in a zero matrix, so that at the start the network
+is the linear transform codec that its projections form.
+
+Channels are last here, unlike in public tensors: nearly all the work is in linear layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from engine.streaming import PastState, State, StateList, StreamingModule
+
+FORBIDDEN = -1e4  # exp of it is 0; unlike infinity it survives averaging
+
+
+class CausalWindowAttention(StreamingModule[PastState]):
+    """Self-attention over `num_bins` neighbours in frequency and `num_frames` frames ending with the present one.
+
+    Time is cut in blocks of `num_frames`; a block of queries looks at its own and the previous block of keys, and a
+    mask leaves each query its own frame and the `num_frames - 1` before it. So the result does not depend on where the
+    blocks begin, and the cost per frame is constant. Before the first frame there are zero keys and values.
+    """
+
+    def __init__(self, channels: int, height: int, num_bins: int, num_frames: int, head_channels: int) -> None:
+        super().__init__()
+        self.height = height
+        self.num_bins = min(num_bins, height)
+        self.num_frames = num_frames
+        self.num_heads = channels // head_channels
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+        self.bias = nn.Parameter(torch.zeros(self.num_heads, num_frames * (2 * self.num_bins - 1)))
+        index, allowed = self._relative_positions()
+        self.register_buffer("relative_index", index, persistent=False)
+        self.register_buffer("mask", torch.where(allowed, 0.0, FORBIDDEN), persistent=False)
+        self.relative_index: Tensor
+        self.mask: Tensor
+
+    def _relative_positions(self) -> tuple[Tensor, Tensor]:
+        """Index into the bias table, and who may attend to whom, each (queries, keys) of one block."""
+        frames, bins = self.num_frames, self.num_bins
+        query_time = torch.arange(frames).repeat_interleave(bins) + frames
+        key_time = torch.arange(2 * frames).repeat_interleave(bins)
+        query_bin, key_bin = torch.arange(bins).repeat(frames), torch.arange(bins).repeat(2 * frames)
+        age = query_time[:, None] - key_time[None, :]
+        shift = query_bin[:, None] - key_bin[None, :] + bins - 1
+        return age.clamp(0, frames - 1) * (2 * bins - 1) + shift, (age >= 0) & (age < frames)
+
+    def initial_state(self, batch_size: int) -> PastState:
+        channels = self.proj.in_features
+        return PastState(self._zeros(batch_size, self.num_frames, self.height, 2 * channels))
+
+    def forward(self, x: Tensor, state: PastState | None = None) -> Tensor:
+        """(B, T, H, C) -> the same."""
+        batch, frames, height, channels = x.shape
+        state = self.initial_state(batch) if state is None else state
+        query, keys_values = self.qkv(x).split([channels, 2 * channels], dim=-1)
+        keys_values = state.extend(keys_values)
+        padding = -frames % self.num_frames  # later frames are masked anyway: fill up the last block
+        query, keys_values = (F.pad(part, (0, 0, 0, 0, 0, padding)) for part in (query, keys_values))
+        blocks = (frames + padding) // self.num_frames
+        query = query.unflatten(1, (blocks, self.num_frames))
+        keys_values = keys_values.unflatten(1, (blocks + 1, self.num_frames))
+        keys_values = torch.cat([keys_values[:, :-1], keys_values[:, 1:]], dim=2)
+        query = self._windows(query, channels)
+        key, value = (self._windows(part, channels) for part in keys_values.split(channels, dim=-1))
+        mask = self.bias[:, self.relative_index.flatten()].unflatten(1, self.relative_index.shape) + self.mask
+        # Written out: with a learned mask the fused function falls back to this, plus a search for empty rows.
+        weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2) + mask).softmax(-1)
+        out = weights @ value
+        out = rearrange(out, "(b n w) h (t f) c -> b (n t) (w f) (h c)", b=batch, n=blocks, f=self.num_bins)
+        return self.proj(out[:, :frames])
+
+    def _windows(self, x: Tensor, channels: int) -> Tensor:
+        """(B, blocks, frames, H, C) -> (B * blocks * windows, heads, frames * bins, C / heads)."""
+        return rearrange(x, "b n t (w f) (h c) -> (b n w) h (t f) c", f=self.num_bins, h=self.num_heads)
+
+
+class CausalDepthwiseConv(StreamingModule[PastState]):
+    """3 x 3 depthwise convolution over frequency (centred) and time (present and two frames back)."""
+
+    def __init__(self, channels: int, height: int) -> None:
+        super().__init__()
+        self.height = height
+        self.weight = nn.Parameter(torch.zeros(3, 3, channels))
+
+    def initial_state(self, batch_size: int) -> PastState:
+        return PastState(self._zeros(batch_size, 2, self.height, self.weight.shape[-1]))
+
+    def forward(self, x: Tensor, state: PastState | None = None) -> Tensor:
+        """(B, T, H, C) -> the same. Nine shifted products: faster here than a grouped convolution and its layout."""
+        state = self.initial_state(len(x)) if state is None else state
+        frames, height = x.shape[1:3]
+        padded = F.pad(state.extend(x), (0, 0, 1, 1))
+        out = torch.zeros_like(x)
+        for i in range(3):
+            for j in range(3):
+                out = torch.addcmul(out, padded[:, i : i + frames, j : j + height], self.weight[i, j])
+        return out
+
+
+@dataclass
+class BlockState(State):
+    """State of a `CausalBlock`."""
+
+    attention: PastState
+    conv: PastState
+
+
+class CausalBlock(StreamingModule[BlockState]):
+    """Attention, depthwise convolution, MLP: each a residual branch that starts at zero."""
+
+    def __init__(
+        self, channels: int, height: int, num_bins: int, num_frames: int, head_channels: int, mlp_ratio: int
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attention = CausalWindowAttention(channels, height, num_bins, num_frames, head_channels)
+        self.conv = CausalDepthwiseConv(channels, height)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, mlp_ratio * channels), nn.SiLU(), nn.Linear(mlp_ratio * channels, channels)
+        )
+        last = self.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def initial_state(self, batch_size: int) -> BlockState:
+        return BlockState(self.attention.initial_state(batch_size), self.conv.initial_state(batch_size))
+
+    def forward(self, x: Tensor, state: BlockState | None = None) -> Tensor:
+        """(B, T, H, C) -> the same."""
+        state = self.initial_state(len(x)) if state is None else state
+        x = x + self.attention(self.norm1(x), state.attention)
+        x = x + self.conv(x, state.conv)
+        return x + self.mlp(self.norm2(x))
+
+
+class CausalStage(StreamingModule[StateList]):
+    """A sequence of blocks at one scale."""
+
+    def __init__(self, blocks: list[CausalBlock]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def initial_state(self, batch_size: int) -> StateList:
+        return StateList([block.initial_state(batch_size) for block in self.blocks])  # type: ignore[operator]
+
+    def forward(self, x: Tensor, state: StateList | None = None) -> Tensor:
+        """(B, T, H, C) -> the same."""
+        state = self.initial_state(len(x)) if state is None else state
+        for block, child in zip(self.blocks, state.children, strict=True):
+            x = block(x, child)
+        return x
+
+
+class FrequencyMerge(nn.Module):
+    """(B, T, H, C) -> (B, T, H / 2, C'): neighbours in frequency joined and projected with orthogonal rows."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(2 * channels, out_channels, bias=False)
+        nn.init.orthogonal_(self.proj.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(rearrange(x, "b t (h two) c -> b t h (two c)", two=2))
+
+
+class FrequencySplit(nn.Module):
+    """(B, T, H, C') -> (B, T, 2 H, C): starts as the transpose of the merge it undoes."""
+
+    def __init__(self, merge: FrequencyMerge) -> None:
+        super().__init__()
+        self.proj = nn.Linear(merge.proj.out_features, merge.proj.in_features, bias=False)
+        with torch.no_grad():
+            self.proj.weight.copy_(merge.proj.weight.T)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(self.proj(x), "b t h (two c) -> b t (h two) c", two=2)
