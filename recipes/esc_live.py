@@ -1,0 +1,26 @@
+"""Recipes of the live codec."""
+
+from __future__ import annotations
+
+from codec.config import EscLiveConfig
+from recipes.recipe import Recipe
+
+
+def base() -> Recipe:
+    """The shipped model."""
+    return Recipe(name="esc_live")
+
+
+def tiny() -> Recipe:
+    """A model of a few minutes, for tests and for trying out a machine."""
+    model = EscLiveConfig(
+        channels=(32, 32, 48, 64),
+        encoder_depths=(1, 1, 1, 1),
+        decoder_depths=(1, 1, 1, 1, 1, 1),
+        codebook_dims=(8, 8, 8, 8, 8, 8),
+        codebook_size=64,
+    )
+    return Recipe(
+        name="esc_live_tiny", model=model, batch_size=4, crop_frames=24, max_steps=200, warmup_steps=20, decay_steps=50,
+        bypass_steps=5, start_seconds=20, validation_crops=4, validation_frames=50, validate_every=50,
+    )  # fmt: skip

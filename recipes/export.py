@@ -1,0 +1,116 @@
+"""Export a run's averaged weights as a checkpoint folder: python -m recipes.export RUN --out checkpoints/NAME.
+
+The card gets what the run knows (recipe, hours seen, data); `benchmarks/quality.py` adds the measured table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codec.config import EscLiveConfig
+from codec.live import EscLive
+from engine import checkpoint
+from engine.errors import CheckpointError, SpeechError
+
+CARD = """# {name}
+
+Live speech codec (`esc_live`, {parameters:.2f} M parameters): 16 kHz speech to 1.5 ... 9 kbit/s in six levels, causal,
+30 ms algorithmic delay. Weights: MIT.
+
+## Training
+- Recipe `{recipe}`, {steps} steps of {batch} crops of {crop:.2f} s: {hours:.1f} hours of audio seen, drawn from
+  {data_hours:.2f} hours of recordings (averaged weights, decay {ema}).
+- Learning rate {rate:g} with linear decay over the last {decay} steps; reconstruction losses only, no adversary.
+- Validation speakers are disjoint from the training speakers; nothing of the test files was used.
+
+## Data
+{data}
+
+## Measured
+<!-- quality -->
+Not measured yet: `make quality`.
+<!-- /quality -->
+
+## Known weaknesses
+Trained for hours, not weeks, on little speech, much of it read English, some German and Arabic single words: other
+languages, noise, music and several talkers at once are outside of what it has seen.
+"""
+
+
+def export(run: Path, out: Path) -> str:
+    """Write the folder `out` from the run's last checkpoint; return the sha256 of the weights."""
+    last = run / "checkpoints" / "last.ckpt"
+    for needed in (last, run / "recipe.json", run / "data.json"):
+        if not needed.exists():
+            raise CheckpointError(f"{needed} is missing; is {run} a run folder?")
+    facts = json.loads((run / "data.json").read_text())
+    # Our own run folder, yet still nothing but tensors and plain values is unpickled.
+    loaded = torch.load(last, map_location="cpu", weights_only=True)
+    recipe: dict[str, Any] = json.loads((run / "recipe.json").read_text())
+    model = EscLive(checkpoint.load_config(EscLiveConfig, recipe["model"]))
+    prefix = "model."
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in loaded["state_dict"].items() if k.startswith(prefix)})
+    steps = int(loaded["global_step"])
+    crop = recipe["crop_frames"] / model.config.frame_rate
+    card = CARD.format(
+        name=out.name,
+        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        recipe=recipe["name"],
+        steps=f"{steps:,}",
+        batch=recipe["batch_size"],
+        crop=crop,
+        hours=steps * recipe["batch_size"] * crop / 3600,
+        data_hours=facts["hours"],
+        ema=recipe["ema_decay"],
+        rate=recipe["learning_rate"],
+        decay=recipe["decay_steps"],
+        data=facts["table"],
+    )
+    return checkpoint.save(out, model, kind=model.kind, config=model.config, card=card)
+
+
+def describe_data(manifests: Sequence[str]) -> str:
+    """Markdown table: hours, recordings, speakers, language and licence of each corpus of the manifests."""
+    corpora: dict[str, dict[str, Any]] = {}
+    for manifest in manifests:
+        with open(manifest, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["split"] != "train":
+                    continue
+                entry = corpora.setdefault(row["corpus"], {"hours": 0.0, "files": 0, "speakers": set(), **row})
+                entry["hours"] += float(row["seconds"]) / 3600
+                entry["files"] += 1
+                entry["speakers"].add(row["speaker"])
+    lines = ["| corpus | hours | recordings | speakers | language | licence |", "|---|---|---|---|---|---|"]
+    for name, entry in sorted(corpora.items()):
+        speakers = "unlabelled" if any(s.endswith("/unlabelled") for s in entry["speakers"]) else len(entry["speakers"])
+        facts = (name, f"{entry['hours']:.2f}", entry["files"], speakers, entry.get("language"), entry.get("licence"))
+        lines.append("| " + " | ".join(str(fact) for fact in facts) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.export", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder; its name becomes the model's name")
+    options = parser.parse_args(arguments)
+    try:
+        sha256 = export(options.run, options.out)
+    except SpeechError as error:
+        print(f"export: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {sha256}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The configuration of a training run: one frozen dataclass, saved with the run and read back on resume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from codec.config import EscLiveConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything a run depends on besides the data."""
+
+    name: str
+    model: EscLiveConfig = field(default_factory=EscLiveConfig)
+    seed: int = 1
+    crop_frames: int = 48  # of 20 ms
+    batch_size: int = 8
+    max_steps: int = 20_000
+    warmup_steps: int = 200
+    decay_steps: int = 4_000  # at the end: the rate falls linearly to 0; before, it is constant
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.8, 0.98)
+    clip_norm: float = 1.0
+    bypass_steps: int = 200  # without quantization; at its end the codebooks start on what the encoder has learned
+    full_probability: float = 0.4  # of all levels; otherwise a uniform number of levels, drawn for each crop
+    spectrum_weight: float = 1.0
+    mel_weight: float = 0.25
+    commitment_weight: float = 0.02
+    codebook_weight: float = 1.0
+    ema_decay: float = 0.999
+    start_seconds: float = 400.0  # of speech for the data-driven start
+    validation_percent: float = 4.0  # of speakers
+    validation_crops: int = 24
+    validation_frames: int = 200
+    validate_every: int = 500  # steps
+    checkpoint_minutes: float = 4.0

@@ -1,0 +1,1 @@
+"""One Lightning module per kind of model."""
