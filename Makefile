@@ -1,6 +1,7 @@
 # make demo   hear what it does: a recording becomes a small file and comes back as speech
 # make test   all tests
 # make lint   style and types
+# make quality DATA="FOLDER..."   measure the shipped codec on folders of speech, into README and model card
 # demo, test and lint create .venv and install what they need. PYTHON=python3.12 chooses the interpreter; pip's own
 # environment variables apply (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, ...).
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PACKAGES := engine codec speaker recipes
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint quality format clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -26,6 +27,11 @@ lint: $(VENV)/.dev
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy $(PACKAGES)
 
+quality: export OMP_NUM_THREADS ?= 1
+quality: $(VENV)/.dev
+	@test -n "$(DATA)" || { echo 'make quality DATA="FOLDER..." names the folders of test speech' >&2; exit 2; }
+	$(BIN)/python benchmarks/quality.py $(DATA) $(ARGS) --write README.md checkpoints/esc_live/README.md
+
 format: $(VENV)/.dev
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
@@ -36,12 +42,13 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo 'No virtual environment: on Debian and Ubuntu, apt install python3-venv' >&2; exit 1; }
 
-# The stamps: reinstall only when the dependencies change. pesq is compiled; without a C compiler the demo still runs,
+# The stamps: reinstall only when the dependencies change. Compiling all of torch to bytecode at once would take
+# minutes; Python compiles what is imported. pesq is compiled; without a C compiler the demo still runs,
 # with fewer numbers.
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(PIP) install -e '.[eval]' || { echo 'Trying again without the measuring tools' >&2; $(PIP) install -e .; }
+	$(PIP) install --no-compile -e '.[eval]' || { echo 'Trying again without the measuring tools' >&2; $(PIP) install --no-compile -e .; }
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(PIP) install -e '.[dev]'
+	$(PIP) install --no-compile -e '.[dev]'
 	touch $@ $(VENV)/.demo

@@ -1,0 +1,1 @@
+"""Waveform -> speaker embedding -> score.  Not built yet; the command says so."""
