@@ -8,6 +8,7 @@ import math
 import sys
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -37,8 +38,10 @@ def demonstrate(folder: Path) -> None:
     recordings = sorted(RECORDINGS.glob("*.flac"))
     model = load_model(MODEL)
     folder.mkdir(parents=True, exist_ok=True)
-    table = Table(title=f"Speech through {model.name}, {model.delay * 1000 / model.config.sample_rate:g} ms of delay")
-    headings = ("recording", "seconds", "wav bytes", "esc bytes", "kbit/s on disk", "x real time", "PESQ-WB", "STOI")
+    title = f"Speech through {model.name}, {model.delay * 1000 / model.config.sample_rate:g} ms of delay"
+    # Plain and narrow, so that it fits 80 columns, in a log as well as in a terminal.
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, title_justify="left")
+    headings = ("recording", "s", "wav bytes", "esc bytes", "kbit/s", "speed", "PESQ-WB", "STOI")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "recording" else "right")
     for recording in recordings:
@@ -52,6 +55,7 @@ def demonstrate(folder: Path) -> None:
         table.add_section()
     console = Console()
     console.print(table)
+    print("kbit/s: of the file, header and checksums included. speed: both directions, against real time.")
     print(f"Listen: {folder}/*.wav; the originals are {RECORDINGS}/*.flac")
     print("Speaker verification, the other half of this project, is not built yet: there is nothing to show of it.")
 
@@ -63,7 +67,7 @@ def _row(encoded: Report, decoded: Report, recording: Path, wav: Path) -> list[s
         f"{wav.stat().st_size:,}",
         f"{encoded.bytes:,}",
         f"{8e-3 * encoded.bytes / encoded.seconds:.2f}",
-        f"{encoded.seconds / (encoded.elapsed + decoded.elapsed):.1f}",
+        f"{encoded.seconds / (encoded.elapsed + decoded.elapsed):.0f}x",
         *quality,
     ]
 
