@@ -63,7 +63,7 @@ class EscLiveConfig(CodecConfig):
     encoder_depths: tuple[int, ...] = (1, 1, 2, 2)  # blocks per scale
     decoder_depths: tuple[int, ...] = (1, 1, 1, 1, 1, 2)  # blocks after each level
     level_scales: tuple[int, ...] = (3, 3, 2, 2, 1, 0)  # where each level attaches; 0 is the finest scale
-    codebook_dims: tuple[int, ...] = (8, 8, 12, 12, 16, 16)
+    codebook_dims: tuple[int, ...] = (8, 8, 8, 8, 8, 8)
     head_channels: int = 16
     attention_frames: int = 8  # each token sees its own and the 7 frames before
     attention_bins: int = 4

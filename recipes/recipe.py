@@ -26,7 +26,7 @@ class Recipe:
     bypass_steps: int = 200  # without quantization; at its end the codebooks start on what the encoder has learned
     full_probability: float = 0.4  # of all levels; otherwise a uniform number of levels, drawn for each crop
     spectrum_weight: float = 1.0
-    mel_weight: float = 0.25
+    mel_weight: float = 1.0
     commitment_weight: float = 0.02
     codebook_weight: float = 1.0
     ema_decay: float = 0.999

@@ -114,6 +114,7 @@ def make_trainer(recipe: Recipe, out: Path, max_hours: float | None, stop_after:
         train_time_interval=_minutes(recipe.checkpoint_minutes),
         save_last=True,
         save_on_exception=True,
+        enable_version_counter=False,  # `last.ckpt` is always the last, also after a run folder was copied
     )
     return pl.Trainer(
         max_steps=min(recipe.max_steps, stop_after or recipe.max_steps),
