@@ -45,6 +45,8 @@ app = typer.Typer(
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+# The models are small: a second thread gains little on an idle machine and, on a busy one, both wait for each other.
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads; several files at once are faster in processes.")]
 
 
 @app.command()
@@ -62,6 +64,7 @@ def encode(
     ] = None,
     model: Annotated[str, typer.Option(help="Name or folder of the model.")] = DEFAULT_MODEL,
     device: Device = "cpu",
+    threads: Threads = 1,
     mono: Annotated[bool, typer.Option("--mono", help="Mix channels to one; otherwise each is coded.")] = False,
     force: Force = False,
     as_json: Json = False,
@@ -75,7 +78,7 @@ def encode(
     def prepare() -> "Callable[[Job], Report]":
         from codec.files import encode_file, load_model
 
-        _check_device(device)
+        _set_up_torch(device, threads)
         loaded = load_model(model, device)
         levels = None if bitrate is None else loaded.config.levels_for(bitrate * 1000)
         return lambda job: encode_file(loaded, job.source, job.target, levels=levels, mono=mono, force=force)
@@ -94,6 +97,7 @@ def decode(
         typer.Option(help="Name or folder of the model. Default: the one the file names.", show_default=False),
     ] = None,
     device: Device = "cpu",
+    threads: Threads = 1,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -105,7 +109,7 @@ def decode(
     def prepare() -> "Callable[[Job], Report]":
         from codec.files import decode_file
 
-        _check_device(device)
+        _set_up_torch(device, threads)
         return lambda job: decode_file(job.source, job.target, model=model, device=device, recover=recover, force=force)
 
     _run(jobs, prepare, force=force, as_json=as_json)
@@ -201,9 +205,10 @@ def _split(paths: list[str]) -> tuple[list[str], str]:
     return paths[:-1], paths[-1]
 
 
-def _check_device(device: str) -> None:
+def _set_up_torch(device: str, threads: int) -> None:
     import torch
 
+    torch.set_num_threads(threads)
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
