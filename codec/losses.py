@@ -10,11 +10,10 @@ from engine.spectral import mel_filterbank
 
 
 class MelLoss(nn.Module):
-    """Multi-scale log-mel distance: sum over window lengths of the mean |log10 mel - log10 mel'| and |mel - mel'|.
+    """Multi-scale log-mel distance: sum over window lengths of the mean |log10 mel - log10 mel'|, hop a quarter.
 
-    ESC (section 1.6 of its code) and DAC use seven scales from 32 samples; the two shortest cost a third of the time
-    and say little, so they are left out. Hop is a quarter of the window. The linear term is scaled to the level of
-    the reference, so that quiet recordings count as much as loud ones.
+    ESC and DAC (Kumar et al. 2023) use seven scales from 32 samples; the two shortest cost a third of the time and
+    say little, so they are left out. So is their linear term: it weighs loud recordings more than quiet ones.
     """
 
     def __init__(self, sample_rate: int, windows: tuple[int, ...] = (128, 256, 512, 1024, 2048)) -> None:
