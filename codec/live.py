@@ -178,6 +178,7 @@ class EscLive(Codec):
     ) -> Tensor:
         """See `Codec.encode`. With a `state`, `wav` is the next whole frames of a live signal (no padding is added)."""
         self.check_wav(wav, lengths)
+        wav = wav.to(self.embed.weight.dtype)
         levels = self.check_levels(levels)
         size = self.config.samples_per_frame
         if state is not None:

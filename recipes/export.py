@@ -29,7 +29,7 @@ Live speech codec (`esc_live`, {parameters:.2f} M parameters): 16 kHz speech to 
 - Recipe `{recipe}`, {steps} steps of {batch} crops of {crop:.2f} s: {hours:.1f} hours of audio seen, drawn from
   {data_hours:.2f} hours of recordings (averaged weights, decay {ema}).
 - Learning rate {rate:g} with linear decay over the last {decay} steps; reconstruction losses only, no adversary.
-- Validation speakers are disjoint from the training speakers; nothing of the test files was used.
+{note}- Validation speakers are disjoint from the training speakers; nothing of the test files was used.
 
 ## Data
 {data}
@@ -45,7 +45,7 @@ languages, noise, music and several talkers at once are outside of what it has s
 """
 
 
-def export(run: Path, out: Path) -> str:
+def export(run: Path, out: Path, note: str = "") -> str:
     """Write the folder `out` from the run's last checkpoint; return the sha256 of the weights."""
     last = run / "checkpoints" / "last.ckpt"
     for needed in (last, run / "recipe.json", run / "data.json"):
@@ -72,6 +72,7 @@ def export(run: Path, out: Path) -> str:
         ema=recipe["ema_decay"],
         rate=recipe["learning_rate"],
         decay=recipe["decay_steps"],
+        note=f"- {note}\n" if note else "",
         data=facts["table"],
     )
     return checkpoint.save(out, model, kind=model.kind, config=model.config, card=card)
@@ -102,9 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.export", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder; its name becomes the model's name")
+    parser.add_argument("--note", default="", help="a line for the card: what the recipe does not say")
     options = parser.parse_args(arguments)
     try:
-        sha256 = export(options.run, options.out)
+        sha256 = export(options.run, options.out, options.note)
     except SpeechError as error:
         print(f"export: error: {error}", file=sys.stderr)
         return 2

@@ -158,6 +158,11 @@ def test_bad_codes_are_named(model):
         model.decode(torch.zeros(1, 6, 3, 4, dtype=torch.int64), num_samples=4 * 320)
 
 
+def test_double_precision_input_is_taken(model):
+    wav = noise(1, 3200)
+    assert torch.equal(model.encode(wav.double()), model.encode(wav))
+
+
 def test_silence_and_loud_input_stay_finite(model):
     for wav in (torch.zeros(1, 3200), torch.ones(1, 3200), 1e4 * noise(1, 3200), torch.full((1, 3200), 1e-30)):
         assert torch.isfinite(model.decode(model.encode(wav))).all()

@@ -79,7 +79,7 @@ def test_metrics_are_written(whole):
 
 def test_the_export_loads_and_encodes(whole, tmp_path, recordings):
     out = tmp_path / "small"
-    assert export.main([str(whole), "--out", str(out)]) == 0
+    assert export.main([str(whole), "--out", str(out), "--note", "Begun on a rainy day."]) == 0
     model = codec.load(out)
     wav = torch.from_numpy(soundfile.read(recordings[0], dtype="float32")[0])[None]
     decoded = model.decode(model.encode(wav), num_samples=wav.shape[1])
@@ -87,7 +87,7 @@ def test_the_export_loads_and_encodes(whole, tmp_path, recordings):
     averaged = weights(whole)["state_dict"]
     assert torch.equal(model.state_dict()["embed.weight"], averaged["model.embed.weight"])
     card = (out / "README.md").read_text()
-    assert "| demo |" in card and "CC BY-SA" in card and "hours of audio seen" in card
+    assert "- Begun on a rainy day.\n" in card and "| demo |" in card and "CC BY-SA" in card and "hours of audio seen" in card
 
 
 def test_export_of_no_run_is_an_error(tmp_path, capsys):
