@@ -9,6 +9,7 @@ Shapes: M vectors, d codebook dimension, K codebook entries.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ class Quantized(NamedTuple):
     codebook_loss: Tensor
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """One codebook of K entries over vectors of dimension d.
 
     A new kind defines `table` and, if it differs, how it searches (`encode`), learns (`quantize`) and starts
@@ -46,9 +47,9 @@ class Quantizer(nn.Module):
             raise ConfigError(f"A codebook needs dim >= 1 and codebook_size >= 2, got {dim} and {codebook_size}.")
         self.dim, self.codebook_size, self.gradient = dim, codebook_size, gradient
 
+    @abstractmethod
     def table(self) -> Tensor:
         """Return the entries as they are decoded, (K, d)."""
-        raise NotImplementedError
 
     def encode(self, z: Tensor) -> Tensor:
         """z (M, d) -> codes (M,) int64: the nearest entry, the lowest index on ties."""

@@ -10,6 +10,7 @@ padded batches are treated. Each model says how many frames a length needs and d
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,7 @@ class CodecOutput:
     codebook_loss: Tensor
 
 
-class Codec(nn.Module):
+class Codec(nn.Module, ABC):
     """Base of the codec models. Codes are int64 (B, L, G, T): L levels (coarsest first), G groups, T frames."""
 
     kind: str
@@ -44,14 +45,15 @@ class Codec(nn.Module):
         self.model_id = bytes(6)  # first bytes of the sha256 of the weights, set by `codec.load`
 
     @property
+    @abstractmethod
     def delay(self) -> int:
         """Algorithmic delay in samples: oldest output sample to newest input needed, framing included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def num_frames(self, num_samples: int) -> int:
         """Code frames T of a signal of `num_samples` samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, wav: Tensor, lengths: Tensor | None = None, levels: int | None = None) -> Tensor:
         """Encode (B, N) float samples in [-1, 1] at `config.sample_rate` to codes (B, L, G, T).
 
@@ -59,11 +61,10 @@ class Codec(nn.Module):
         item encoded alone; the frames after them are 0. `levels` (default: all) keeps the coarsest ones; the codes of
         fewer levels are the first levels of more. Raises AudioError for empty, non-finite or non-float input.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, codes: Tensor, num_samples: int | None = None) -> Tensor:
         """Decode codes (B, L, G, T) to (B, N), N = `num_samples` (default: all that the codes determine)."""
-        raise NotImplementedError
 
     def check_wav(self, wav: Tensor, lengths: Tensor | None) -> None:
         """Raise AudioError unless `wav` is finite, floating, (B, N) with N > 0 and fits `lengths`."""

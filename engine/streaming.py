@@ -8,6 +8,7 @@ dataclass of tensors and child states, one per live session (or one per batch of
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
@@ -70,12 +71,12 @@ class PastState(State):
 S = TypeVar("S", bound=State)
 
 
-class StreamingModule(nn.Module, Generic[S]):
+class StreamingModule(nn.Module, ABC, Generic[S]):
     """A causal module with an explicit state. Children implement `initial_state` and `forward(x, state)`."""
 
+    @abstractmethod
     def initial_state(self, batch_size: int) -> S:
         """Return the state of `batch_size` sessions after silence."""
-        raise NotImplementedError(f"{type(self).__name__} has no initial_state")
 
     def _zeros(self, *shape: int) -> Tensor:
         """Zeros with the device and type of this module's parameters or buffers."""

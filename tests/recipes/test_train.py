@@ -87,7 +87,12 @@ def test_the_export_loads_and_encodes(whole, tmp_path, recordings):
     averaged = weights(whole)["state_dict"]
     assert torch.equal(model.state_dict()["embed.weight"], averaged["model.embed.weight"])
     card = (out / "README.md").read_text()
-    assert "- Begun on a rainy day.\n" in card and "| demo |" in card and "CC BY-SA" in card and "hours of audio seen" in card
+    assert (
+        "- Begun on a rainy day.\n" in card
+        and "| demo |" in card
+        and "CC BY-SA" in card
+        and "hours of audio seen" in card
+    )
 
 
 def test_export_of_no_run_is_an_error(tmp_path, capsys):
