@@ -33,6 +33,7 @@ def nearest(z: Tensor, table: Tensor, offset: Tensor | None = None) -> Tensor:
         z, table = z.detach().float(), table.detach().float()
         if offset is None:
             offset = table.square().sum(1)
+        offset = offset.float()
         if num_vectors % _ROW_TILE:
             z = F.pad(z, (0, 0, 0, _ROW_TILE - num_vectors % _ROW_TILE))
         columns = table.t().contiguous()

@@ -23,7 +23,9 @@ class Recipe:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.8, 0.98)
     clip_norm: float = 1.0
-    bypass_steps: int = 200  # without quantization; at its end the codebooks start on what the encoder has learned
+    # Steps without quantization first; then the codebooks start anew on what the encoder has learned. After a start
+    # from data they bring nothing: 150 of them gave, at step 300, validation PESQ-WB 1.90 against 1.93 without.
+    bypass_steps: int = 0
     full_probability: float = 0.4  # of all levels; otherwise a uniform number of levels, drawn for each crop
     spectrum_weight: float = 1.0
     mel_weight: float = 1.0
