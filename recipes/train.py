@@ -14,17 +14,17 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Sampler
 
 from engine.errors import ConfigError, SpeechError
 from recipes.export import describe_data
-from recipes.harness.callbacks import Ema, Progress
+from recipes.harness.callbacks import Ema, LastCheckpoint, Progress
 from recipes.harness.data import SpeechCrops, build_cache, is_validation
 from recipes.recipe import Recipe
 from recipes.tasks.codec import CodecTask
@@ -108,17 +108,10 @@ def data_facts(task: CodecTask, manifests: Sequence[str]) -> dict[str, Any]:
 
 def make_trainer(recipe: Recipe, out: Path, max_hours: float | None, stop_after: int | None = None) -> pl.Trainer:
     """Trainer with weight averaging and a checkpoint every few minutes."""
-    checkpoint = ModelCheckpoint(
-        out / "checkpoints",
-        filename="{step}",
-        train_time_interval=_minutes(recipe.checkpoint_minutes),
-        save_last=True,
-        save_on_exception=True,
-        enable_version_counter=False,  # `last.ckpt` is always the last, also after a run folder was copied
-    )
+    checkpoint = LastCheckpoint(out / "checkpoints", recipe.checkpoint_minutes)
     return pl.Trainer(
         max_steps=min(recipe.max_steps, stop_after or recipe.max_steps),
-        max_time=None if max_hours is None else _minutes(60 * max_hours),
+        max_time=None if max_hours is None else timedelta(hours=max_hours),
         accelerator="auto",
         devices=1,
         logger=False,
@@ -130,12 +123,6 @@ def make_trainer(recipe: Recipe, out: Path, max_hours: float | None, stop_after:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-def _minutes(value: float) -> Any:
-    from datetime import timedelta
-
-    return timedelta(minutes=value)
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:

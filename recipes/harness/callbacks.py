@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
 
@@ -34,6 +35,26 @@ class Ema(WeightAveraging):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the model as it is: the parent puts the average in its place, and a resumed run would start there."""
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """`last.ckpt`, every few minutes, when a run is interrupted, and at its end.
+
+    The parent saves at the end only what it has never saved before: up to `minutes` of training would be lost.
+    """
+
+    def __init__(self, folder: Path, minutes: float) -> None:
+        super().__init__(
+            folder,
+            filename="{step}",
+            train_time_interval=timedelta(minutes=minutes),
+            save_last=True,
+            save_on_exception=True,
+            enable_version_counter=False,  # the newest is `last.ckpt`, also after a run folder was copied
+        )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
 
 class Progress(pl.Callback):

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import soundfile
@@ -12,6 +13,7 @@ import codec
 from engine.errors import ConfigError
 from recipes import export, train
 from recipes.esc_live import base
+from recipes.tasks.codec import CodecTask
 
 SETTINGS = [
     "model.channels=[16,16,16,32]", "model.codebook_dims=[4,4,4,4,4,4]", "model.codebook_size=16",
@@ -64,6 +66,26 @@ def test_interrupted_equals_uninterrupted(manifest, whole, tmp_path):
             torch.testing.assert_close(got[key][name], value, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_the_end_is_saved_after_an_earlier_checkpoint(manifest, tmp_path, monkeypatch):
+    """A clock that jumps once lets a timed checkpoint fall on step 2; the last is still that of step 4."""
+    saved, clock, train_step = [], [0.0], CodecTask.training_step
+
+    def step(task, batch, batch_idx):
+        clock[0] = 1e6 if task.global_step >= 1 else 0.0
+        return train_step(task, batch, batch_idx)
+
+    def save(trainer, path, *arguments, **options):
+        saved.append(trainer.global_step)
+        return save_checkpoint(trainer, path, *arguments, **options)
+
+    save_checkpoint = pl.Trainer.save_checkpoint
+    monkeypatch.setattr(CodecTask, "training_step", step)
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", save)
+    monkeypatch.setattr("lightning.pytorch.callbacks.model_checkpoint.time.monotonic", lambda: clock[0])
+    assert run(manifest, tmp_path / "run", "--stop-after", "4") == 0
+    assert saved[0] == 2 and saved[-1] == weights(tmp_path / "run")["global_step"] == 4
+
+
 def test_a_run_is_never_overwritten_and_nothing_is_nothing_to_resume(manifest, whole, tmp_path, capsys):
     assert run(manifest, whole) == 2
     assert "add --resume" in capsys.readouterr().err
@@ -113,8 +135,6 @@ def test_recipes_are_found_and_overridden():
 
 
 def test_levels_depend_on_the_step_and_never_rise():
-    from recipes.tasks.codec import CodecTask
-
     task = CodecTask(base())
     drawn = [task.draw_levels(8, step) for step in range(200)]
     assert all(bool((d[:-1] >= d[1:]).all()) and d.min() >= 1 and d.max() <= 6 for d in drawn)
