@@ -139,18 +139,16 @@ class EscLive(Codec):
         """Run the first `stages` decoder stages. `read(level, features)` returns the quantized residual of a level.
 
         The features are None before level 0. Levels from `levels` on are not read, their stages run all the same.
+        Returns the features at the scale where the next level attaches; after the last, at the finest.
         """
-        x, scale = read(0, None), self.config.level_scales[0]
+        x = read(0, None)
+        scales = (*self.config.level_scales, 0)
         for level in range(stages):
-            while scale > self.config.level_scales[level]:
-                scale -= 1
-                x = self.splits[scale](x)
             if 0 < level < levels:
                 x = x + read(level, x)
             x = self.decoder[level](x, state.children[level] if state else None)
-        if stages == self.config.levels:
-            for split in reversed(self.splits[:scale]):
-                x = split(x)
+            for scale in range(scales[level], scales[level + 1], -1):
+                x = self.splits[scale - 1](x)
         return x
 
     # What a user calls
@@ -209,11 +207,7 @@ class EscLive(Codec):
 
         # The last level's residual is taken before its stage, so that stage need not run: stop one short, then read.
         last = levels - 1
-        x = self.run_decoder(read, last, last, state.decoder) if last else None
-        if x is not None:
-            for scale in range(self.config.level_scales[last - 1], self.config.level_scales[last], -1):
-                x = self.splits[scale - 1](x)
-        read(last, x)
+        read(last, self.run_decoder(read, last, last, state.decoder) if last else None)
         return torch.stack(codes, dim=1)
 
     @torch.no_grad()
