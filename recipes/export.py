@@ -6,7 +6,6 @@ The card gets what the run knows (recipe, hours seen, data); `benchmarks/quality
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from codec.config import EscLiveConfig
 from codec.live import EscLive
 from engine import checkpoint
 from engine.errors import CheckpointError, SpeechError
+from recipes.harness.data import read_manifest
 
 CARD = """# {name}
 
@@ -82,14 +82,11 @@ def describe_data(manifests: Sequence[str]) -> str:
     """Markdown table: hours, recordings, speakers, language and licence of each corpus of the manifests."""
     corpora: dict[str, dict[str, Any]] = {}
     for manifest in manifests:
-        with open(manifest, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["split"] != "train":
-                    continue
-                entry = corpora.setdefault(row["corpus"], {"hours": 0.0, "files": 0, "speakers": set(), **row})
-                entry["hours"] += float(row["seconds"]) / 3600
-                entry["files"] += 1
-                entry["speakers"].add(row["speaker"])
+        for row in read_manifest(manifest):
+            entry = corpora.setdefault(row["corpus"], {"hours": 0.0, "files": 0, "speakers": set(), **row})
+            entry["hours"] += float(row["seconds"]) / 3600
+            entry["files"] += 1
+            entry["speakers"].add(row["speaker"])
     lines = ["| corpus | hours | recordings | speakers | language | licence |", "|---|---|---|---|---|---|"]
     for name, entry in sorted(corpora.items()):
         speakers = "unlabelled" if any(s.endswith("/unlabelled") for s in entry["speakers"]) else len(entry["speakers"])

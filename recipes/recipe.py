@@ -1,4 +1,4 @@
-"""The configuration of a training run: one frozen dataclass, saved with the run and read back on resume."""
+"""The configuration of a training run: one frozen dataclass, saved with the run."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def _decode(rows: list[dict[str, str]], stem: Path, sample_rate: int) -> None:
             except SpeechError as error:
                 log.warning("skipped: %s", error)
                 continue
-            pcm = (wav[0].numpy() * 32767).clip(-32768, 32767).astype(np.int16)
+            pcm = audio.to_pcm16(wav[0]).numpy()
             file.write(pcm.tobytes())
             listing.append((row["path"], row["speaker"], start, len(pcm)))
             start += len(pcm)

@@ -1,4 +1,4 @@
-"""Training of the live codec: reconstruction losses, quantizer bypass first, a random number of levels per crop."""
+"""Training of the live codec: reconstruction losses, optional bypass stage, a random number of levels per crop."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codec import metrics
 from codec.live import EscLive
 from codec.losses import MelLoss, relative_error
 from codec.model import CodecOutput
 from codec.quantizers import code_entropy
 from codec.start import start_from_data, start_quantizers
+from engine.errors import SpeechError
 from recipes.harness.data import SpeechCrops
 from recipes.harness.optim import decay_groups, warmup_stable_decay
 from recipes.recipe import Recipe
@@ -112,12 +114,10 @@ class CodecTask(pl.LightningModule):
 
 
 def _perceptual(reference: Tensor, decoded: Tensor) -> Iterator[tuple[str, float]]:
-    try:
-        from pesq import pesq
-        from pystoi import stoi
-    except ImportError:
-        return
-    pairs = [(r.numpy(), d.numpy()) for r, d in zip(reference.cpu(), decoded.cpu(), strict=True)]
-    scores = [pesq(16_000, r, d, "wb", on_error=1) for r, d in pairs]  # -1 where PESQ hears no utterance
-    yield "pesq", float(np.mean([score for score in scores if score > 0] or [float("nan")]))
-    yield "stoi", float(np.mean([stoi(r, d, 16_000) for r, d in pairs]))
+    """Means over (B, N) of PESQ-WB and STOI, items where they are undefined left out; nothing without `eval`."""
+    for name, metric in {"pesq": metrics.pesq_wb, "stoi": metrics.stoi}.items():
+        try:
+            scores = [metric(r, d) for r, d in zip(reference.cpu(), decoded.cpu(), strict=True)]
+        except SpeechError:  # the packages that measure are not installed
+            return
+        yield name, float(np.mean([score for score in scores if score == score] or [float("nan")]))
