@@ -2,12 +2,12 @@
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import AudioError, SpeechError
+from engine.files import replacing
 
 STDIO = "-"
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf"})
@@ -92,18 +92,8 @@ def write_bytes(target: str | Path, data: bytes) -> None:
         path.write_bytes(data)
         return
     # The new file goes beside a link's target, so that a link stays a link.
-    path = path.resolve()
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path.resolve()) as partial:
+        partial.write_bytes(data)
 
 
 def _expand(inputs: Sequence[str], suffixes: frozenset[str]) -> Iterator[tuple[str, Path]]:
@@ -132,10 +122,3 @@ def _check_jobs(jobs: Sequence[Job]) -> None:
         source_of[job.target] = job.source
         if job.source != STDIO and os.path.realpath(job.source) == os.path.realpath(job.target):
             raise SpeechError(f"{job.source} is input and output at once")
-
-
-def _umask() -> int:
-    # There is no way to read it but to set it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

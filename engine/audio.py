@@ -12,7 +12,6 @@ import itertools
 import logging
 import math
 import os
-import secrets
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import AudioError
+from engine.files import replacing
 
 __all__ = ["AudioInfo", "Resampler", "blocks", "from_pcm16", "load", "probe", "resample", "save", "to_pcm16"]
 
@@ -133,15 +133,12 @@ def save(
         sys.stdout.buffer.flush()
         return
     path = _writable(target)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        partial.touch(exist_ok=False)  # libsndfile only ever says "System error."; this says which
-        _write(partial, str(target), Path(target).suffix.lower(), pieces, sample_rate, subtype)
-        os.replace(partial, path)
+        # `replacing` creates the file: libsndfile only ever says "System error.", this says which.
+        with replacing(path) as partial:
+            _write(partial, str(target), Path(target).suffix.lower(), pieces, sample_rate, subtype)
     except OSError as error:
         raise AudioError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def resample(wav: Tensor, from_rate: int, to_rate: int, num_samples: int | None = None) -> Tensor:

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import types
 import typing
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError, ConfigError
+from engine.files import replacing
 
 __all__ = ["find", "load_config", "read", "save", "shipped"]
 
@@ -238,9 +238,5 @@ def _bytes(path: Path) -> bytes:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from torch.utils.data import Dataset
 
 from engine import audio
 from engine.errors import ConfigError, SpeechError
+from engine.files import replacing
 
 log = logging.getLogger(__name__)
 COLUMNS = {"path", "split", "corpus", "speaker", "seconds"}
@@ -75,8 +75,8 @@ def build_cache(
 
 def _decode(rows: list[dict[str, str]], stem: Path, sample_rate: int) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
-    listing, start, partial = [], 0, stem.with_suffix(f".{os.getpid()}.tmp")
-    with partial.open("wb") as file:
+    listing, start = [], 0
+    with replacing(stem.with_suffix(".pcm")) as partial, partial.open("wb") as file:
         for row in rows:
             try:
                 wav, _ = audio.load(row["path"], sample_rate=sample_rate, mono=True)
@@ -87,9 +87,8 @@ def _decode(rows: list[dict[str, str]], stem: Path, sample_rate: int) -> None:
             file.write(pcm.tobytes())
             listing.append((row["path"], row["speaker"], start, len(pcm)))
             start += len(pcm)
-    if not listing:
-        raise ConfigError("no training recording could be read; see the warnings above")
-    os.replace(partial, stem.with_suffix(".pcm"))
+        if not listing:
+            raise ConfigError("no training recording could be read; see the warnings above")
     stem.with_suffix(".json").write_text(json.dumps(listing))  # last: its presence says that the cache is whole
 
 

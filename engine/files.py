@@ -1,0 +1,28 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path`, which takes its place when the block ends well and vanishes when not.
+
+    A reader sees the old file or all of the new one, never a part; the mode of a file that is replaced is kept.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        partial.touch(exist_ok=False)
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        if path.exists():
+            partial.chmod(path.stat().st_mode)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
