@@ -22,6 +22,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+import codec
 from engine.errors import ConfigError, SpeechError
 from recipes.export import describe_data
 from recipes.harness.callbacks import Ema, LastCheckpoint, Progress
@@ -114,6 +115,7 @@ def make_trainer(recipe: Recipe, out: Path, max_hours: float | None, stop_after:
         max_time=None if max_hours is None else timedelta(hours=max_hours),
         accelerator="auto",
         devices=1,
+        precision=recipe.precision,
         logger=False,
         callbacks=[Ema(recipe.ema_decay), checkpoint, Progress(out)],
         gradient_clip_val=recipe.clip_norm,
@@ -150,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", action="append", required=True, help="manifest CSV; may be repeated")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--resume", action="store_true", help="continue from the run folder's last checkpoint")
+    parser.add_argument("--init", type=Path, help="checkpoint folder whose weights to start from")
     parser.add_argument("--max-hours", type=float, help="stop with a checkpoint after this time")
     parser.add_argument("--stop-after", type=int, help="stop with a checkpoint at this step, before the recipe's end")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where decoded audio is kept")
@@ -167,6 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = override(find_recipe(options.recipe), options.set)
         pl.seed_everything(recipe.seed)
         task = CodecTask(recipe)
+        if options.init and not options.resume:
+            task.start_from(codec.load(options.init))
         train, valid = loaders(task, options.data, options.cache)
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")

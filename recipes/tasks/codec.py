@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +13,11 @@ from torch import Tensor
 
 from codec import metrics
 from codec.live import EscLive
-from codec.losses import MelLoss, relative_error
-from codec.model import CodecOutput
+from codec.losses import LoudnessLoss, MelLoss, relative_error
+from codec.model import Codec, CodecOutput
 from codec.quantizers import code_entropy
 from codec.start import start_from_data, start_quantizers
-from engine.errors import SpeechError
+from engine.errors import ConfigError, SpeechError
 from recipes.harness.data import SpeechCrops
 from recipes.harness.optim import decay_groups, warmup_stable_decay
 from recipes.recipe import Recipe
@@ -30,8 +31,17 @@ class CodecTask(pl.LightningModule):
         self.recipe = recipe
         self.model = EscLive(recipe.model)
         self.mel_loss = MelLoss(recipe.model.sample_rate)
+        self.loudness_loss = LoudnessLoss(recipe.model.sample_rate)
         self.crops: SpeechCrops | None = None  # set by the trainer script; the data-driven start reads from it
         self.random_state: Tensor | None = None  # of the checkpoint that is resumed
+        self.warm = False  # starts from given weights, not from data
+
+    def start_from(self, model: Codec) -> None:
+        """Take the weights of a trained model of the same shape."""
+        if model.config != self.recipe.model:
+            raise ConfigError(f"the model to start from has another configuration: {_differing(model.config, self.recipe.model)}")
+        self.model.load_state_dict(model.state_dict())
+        self.warm = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_state"] = torch.get_rng_state()
@@ -40,7 +50,7 @@ class CodecTask(pl.LightningModule):
         self.random_state = checkpoint["random_state"]
 
     def on_train_start(self) -> None:
-        if self.global_step == 0:  # not in on_fit_start, which comes before the step of a resumed run is known
+        if self.global_step == 0 and not self.warm:  # not in on_fit_start, which comes before the step of a resumed run is known
             start_from_data(self.model, self._start_speech())
         if self.random_state is not None:
             torch.set_rng_state(self.random_state)
@@ -69,6 +79,7 @@ class CodecTask(pl.LightningModule):
         parts = {
             "spectrum": relative_error(out.spectrum, out.spectrum_target),
             "mel": self.mel_loss(out.wav[:, lag:], wav[:, :-lag]),
+            "loudness": self.loudness_loss(out.wav[:, lag:], wav[:, :-lag]),
             "commitment": out.commitment_loss,
             "codebook": out.codebook_loss,
         }
@@ -94,7 +105,8 @@ class CodecTask(pl.LightningModule):
         most = self.recipe.model.levels
         bypass = self.global_step < self.recipe.bypass_steps
         for levels in sorted({most, max(1, most // 3), 1}, reverse=True):
-            parts, out = self.losses(batch, torch.full((len(batch),), levels), bypass)
+            with torch.autocast(batch.device.type, enabled=False):  # measured as users decode, whatever it trains in
+                parts, out = self.losses(batch, torch.full((len(batch),), levels), bypass)
             values |= {f"spectrum{levels}": float(parts["spectrum"]), f"mel{levels}": float(parts["mel"])}
             lag = self.model.istft.delay
             values |= {f"{k}{levels}": v for k, v in _perceptual(batch[:, :-lag], out.wav[:, lag:])}
@@ -111,6 +123,12 @@ class CodecTask(pl.LightningModule):
             optimizer, self.recipe.warmup_steps, self.recipe.max_steps, self.recipe.decay_steps
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _differing(found: object, expected: object) -> str:
+    """Field by field, what two configurations do not share."""
+    pairs = {f.name: (getattr(found, f.name, None), getattr(expected, f.name)) for f in dataclasses.fields(expected)}  # type: ignore[arg-type]
+    return ", ".join(f"{name} {a} instead of {b}" for name, (a, b) in pairs.items() if a != b)
 
 
 def _perceptual(reference: Tensor, decoded: Tensor) -> Iterator[tuple[str, float]]:
