@@ -147,6 +147,6 @@ class LoudnessLoss(nn.Module):
             audible = (difference.abs() - masked).clamp_min(0)
             ratio = ((power.detach() + 400) / (reference + 400)) ** 1.2
             added = torch.where(ratio < 3, 0.0, ratio.clamp_max(12))
-            symmetric = (audible.square().mean(2) + 1e-6)
+            symmetric = audible.square().mean(2) + 1e-6
             asymmetric = ((added * audible).mean(2)).square()
             return (symmetric.mean(1).sqrt() + 0.3 * (asymmetric.mean(1) + 1e-6).sqrt()).mean()

@@ -15,10 +15,11 @@ class Recipe:
     model: EscLiveConfig = field(default_factory=EscLiveConfig)
     seed: int = 1
     crop_frames: int = 48  # of 20 ms
-    batch_size: int = 8
+    batch_size: int = 8  # crops of a step, over all devices
     max_steps: int = 20_000
     warmup_steps: int = 200
     decay_steps: int = 4_000  # at the end: the rate falls linearly to 0; before, it is constant
+    optimizer: str = "adamw"  # or "muon": orthogonalized momentum for the matrices
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.8, 0.98)
@@ -34,6 +35,7 @@ class Recipe:
     commitment_weight: float = 0.02
     codebook_weight: float = 1.0
     ema_decay: float = 0.999
+    skip_bad_batches: int = 0  # batches with a gradient that is not finite; one more stops the run
     start_seconds: float = 400.0  # of speech for the data-driven start
     validation_percent: float = 4.0  # of speakers
     validation_crops: int = 24

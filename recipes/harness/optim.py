@@ -1,12 +1,18 @@
-"""Parameter groups and learning-rate schedules."""
+"""Parameter groups, learning-rate schedules, and an optimizer that orthogonalizes the steps of matrices."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from engine.errors import ConfigError
+from recipes.recipe import Recipe
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -17,6 +23,96 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         is_matrix = parameter.ndim >= 2 and "quantizers" not in name and not name.endswith("attention.bias")
         (decayed if is_matrix else plain).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def orthogonal_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The groups of `decay_groups`, with the plain (two-dimensional) matrices marked for orthogonalized steps."""
+    decayed, plain = decay_groups(model, weight_decay)
+    matrices = [p for p in decayed["params"] if p.ndim == 2]
+    others = [p for p in decayed["params"] if p.ndim != 2]
+    return [
+        {"params": matrices, "weight_decay": weight_decay, "orthogonal": True},
+        {"params": others, "weight_decay": weight_decay},
+        plain,
+    ]
+
+
+def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """(M, R, C) -> the same with all singular values near 1: the orthogonal factor of the polar decomposition.
+
+    Newton-Schulz with the quintic of Jordan et al. (2024, "Muon"): x <- a x + (b s + c s s) x, s = x x'. Its
+    coefficients trade accuracy for speed, singular values end between 0.7 and 1.2. bfloat16 does.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    for _ in range(iterations):
+        s = x @ x.mT
+        x = a * x + (b * s + c * s @ s) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(AdamW):
+    """Orthogonalized Nesterov momentum for the groups marked `orthogonal`, AdamW for the others (Jordan et al. 2024).
+
+    One optimizer, so that one schedule and one checkpoint serve both. Steps are scaled by 0.2 sqrt(max(R, C)), the
+    root mean square of an AdamW step (Liu et al. 2025), so that learning rate and weight decay mean the same for all.
+    Matrices of one shape are handled together. torch.optim.Muon takes matrices only and one at a time.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float = 0.95, **options: Any) -> None:
+        super().__init__(list(groups), **options)
+        for group in self.param_groups:
+            group.setdefault("orthogonal", False)
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; with a `closure`, that computes the loss first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        marked = [group for group in self.param_groups if group["orthogonal"]]
+        for group in marked:
+            self._orthogonal_step(group)
+        everything = self.param_groups
+        self.param_groups = [group for group in everything if not group["orthogonal"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = everything
+        return loss
+
+    def _orthogonal_step(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape.setdefault(parameter.shape, []).append(parameter)
+        for shape, parameters in by_shape.items():
+            updates = []
+            for parameter in parameters:
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros(())  # the parent looks for it when a state is loaded
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
+                updates.append(parameter.grad.lerp(state["momentum"], self.momentum))  # Nesterov
+            steps = orthogonalized(torch.stack(updates)) * (0.2 * math.sqrt(max(shape)))
+            for parameter, step in zip(parameters, steps, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """Return the recipe's optimizer over the model's parameters."""
+    options: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas}
+    if recipe.optimizer == "adamw":
+        return AdamW(decay_groups(model, recipe.weight_decay), **options)
+    if recipe.optimizer == "muon":
+        return Muon(orthogonal_groups(model, recipe.weight_decay), **options)
+    raise ConfigError(f"no optimizer {recipe.optimizer!r}; there are adamw and muon")
 
 
 def warmup_stable_decay(optimizer: Optimizer, warmup: int, total: int, decay: int) -> LambdaLR:

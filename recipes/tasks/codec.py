@@ -4,56 +4,68 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
 
+import codec
 from codec import metrics
 from codec.live import EscLive
 from codec.losses import LoudnessLoss, MelLoss, relative_error
-from codec.model import Codec, CodecOutput
+from codec.model import CodecOutput
 from codec.quantizers import code_entropy
 from codec.start import start_from_data, start_quantizers
+from codec.vectors import broadcast_
 from engine.errors import ConfigError, SpeechError
-from recipes.harness.data import SpeechCrops
-from recipes.harness.optim import decay_groups, warmup_stable_decay
+from recipes.harness.optim import make_optimizer, warmup_stable_decay
+from recipes.harness.task import Task
 from recipes.recipe import Recipe
 
 
-class CodecTask(pl.LightningModule):
+class CodecTask(Task):
     """Task contract: `model` is exported, `losses` returns a dict with "total", `metrics` is what validation logs."""
 
+    labels: ClassVar[dict[str, str]] = Task.labels | {
+        "pesq": "PESQ-WB (1 to 4.64)", "stoi": "STOI (0 to 1)", "entropy": "entropy of the codes, bits",
+        "mel": "log-mel distance, 5 scales", "spectrum": "relative error of the spectrum",
+    }  # fmt: skip
+    number_label: ClassVar[str] = "levels"
+
     def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.recipe = recipe
+        super().__init__(recipe)
         self.model = EscLive(recipe.model)
         self.mel_loss = MelLoss(recipe.model.sample_rate)
         self.loudness_loss = LoudnessLoss(recipe.model.sample_rate)
-        self.crops: SpeechCrops | None = None  # set by the trainer script; the data-driven start reads from it
-        self.random_state: Tensor | None = None  # of the checkpoint that is resumed
         self.warm = False  # starts from given weights, not from data
 
-    def start_from(self, model: Codec) -> None:
+    @property
+    def monitor(self) -> dict[str, int]:
+        """PESQ at all levels, or the mel distance where PESQ is not installed."""
+        most = self.recipe.model.levels
+        return {f"valid/pesq{most}": 1, f"valid/mel{most}": -1}
+
+    def start_from(self, folder: Path) -> None:
         """Take the weights of a trained model of the same shape."""
+        model = codec.load(folder)
         if model.config != self.recipe.model:
-            raise ConfigError(f"the model to start from has another configuration: {_differing(model.config, self.recipe.model)}")
+            raise ConfigError(
+                f"the model to start from has another configuration: {_differing(model.config, self.recipe.model)}"
+            )
         self.model.load_state_dict(model.state_dict())
         self.warm = True
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random_state"] = torch.get_rng_state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.random_state = checkpoint["random_state"]
-
     def on_train_start(self) -> None:
-        if self.global_step == 0 and not self.warm:  # not in on_fit_start, which comes before the step of a resumed run is known
+        if (
+            self.global_step == 0 and not self.warm
+        ):  # not in on_fit_start, which comes before the step of a resumed run is known
             start_from_data(self.model, self._start_speech())
-        if self.random_state is not None:
-            torch.set_rng_state(self.random_state)
+            broadcast_(
+                *self.model.state_dict().values()
+            )  # the same crops everywhere, yet machines may round differently
+        super().on_train_start()
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         if self.global_step == self.recipe.bypass_steps > 0:
@@ -65,7 +77,10 @@ class CodecTask(pl.LightningModule):
         return torch.stack([self.crops[i] for i in range(count)]).to(self.device)
 
     def draw_levels(self, batch_size: int, step: int) -> Tensor:
-        """(B,): levels of each crop, not rising; depends on seed and step alone, as the crops do."""
+        """(B,): levels of each crop, not rising; depends on seed and step alone, as the crops do.
+
+        B is the share of one rank: all ranks draw the same, so that a codebook runs on all of them or on none.
+        """
         rng = np.random.default_rng((self.recipe.seed, 1, step))
         most = self.recipe.model.levels
         counts = rng.integers(1, most + 1, batch_size)
@@ -89,9 +104,6 @@ class CodecTask(pl.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         bypass = self.global_step < self.recipe.bypass_steps
         parts, _ = self.losses(batch, self.draw_levels(len(batch), self.global_step), bypass)
-        if not torch.isfinite(parts["total"]):
-            raise FloatingPointError(f"step {self.global_step}: the loss is {float(parts['total'])}; crops from "
-                                     f"{self.global_step * len(batch)} on of seed {self.recipe.seed}")  # fmt: skip
         self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()})
         return parts["total"]
 
@@ -116,9 +128,17 @@ class CodecTask(pl.LightningModule):
                 values |= {"entropy": float(bits.mean()), "entropy_least": float(bits.min())}
         return values
 
+    @torch.no_grad()
+    def examples(self, batch: Tensor) -> dict[str, Tensor]:
+        """(1, N) -> the reference, and what is decoded from all levels and from one."""
+        lag = self.model.istft.delay
+        decoded = {
+            f"{n} levels": self.model(batch, n).wav[0, lag:].float().cpu() for n in (self.recipe.model.levels, 1)
+        }
+        return {"reference": batch[0, :-lag].cpu(), **decoded}
+
     def configure_optimizers(self) -> Any:
-        groups = decay_groups(self.model, self.recipe.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=self.recipe.betas)
+        optimizer = make_optimizer(self.model, self.recipe)
         schedule = warmup_stable_decay(
             optimizer, self.recipe.warmup_steps, self.recipe.max_steps, self.recipe.decay_steps
         )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from codec.losses import MelLoss, relative_error
+from codec.losses import LoudnessLoss, MelLoss, ShortTimeFourier, relative_error
 from engine.spectral import mel_filterbank
 
 
@@ -46,3 +46,58 @@ def test_relative_error():
     assert float(relative_error(target, target)) == 0
     assert float(relative_error(torch.zeros_like(target), target)) == pytest.approx(1)
     assert float(relative_error(1.5 * target, target)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("num_samples", [300, 4096])
+@pytest.mark.parametrize("size", [128, 512])
+def test_short_time_fourier_is_torch_stft_with_the_same_gradient(num_samples, size):
+    window = torch.hann_window(size, dtype=torch.float64)
+    wav = noise(2, num_samples).double().requires_grad_()
+    ours = ShortTimeFourier.apply(wav, window)
+    theirs = torch.stft(
+        wav, size, size // 4, window=window, center=True, pad_mode="constant", return_complex=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(ours, theirs)
+    weight = torch.randn(ours.shape, dtype=torch.complex128, generator=torch.Generator().manual_seed(2))
+    gradients = [torch.autograd.grad((x * weight).real.sum() + x.abs().square().sum(), wav)[0] for x in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_bark_bands_share_out_all_the_power():
+    # White noise between the lowest edge and half the sample rate: what the bands hold is its mean square.
+    wav = noise(1, 32_000)
+    loss = LoudnessLoss(16_000)
+    power = loss._bands(wav, torch.ones(1)).mean(1).sum()
+    assert float(power) == pytest.approx(float(wav.square().mean()), rel=0.03)
+
+
+def test_a_sone_more_or_less():
+    # Zwicker's exponent: ten times the power far above the threshold is 10^0.23 times as loud.
+    loss = LoudnessLoss(16_000)
+    quiet, loud = (loss._loudness(torch.full((1, 1, 49), power)) for power in (1e8, 1e9))
+    middle = slice(10, 40)
+    torch.testing.assert_close((loud / quiet)[..., middle], torch.full((1, 1, 30), 10**0.23), rtol=0.02, atol=0)
+
+
+def test_loudness_loss_hears_what_is_added_more_than_what_is_missing():
+    loss, time = LoudnessLoss(16_000), torch.arange(16_000) / 16_000
+    speech = 0.1 * torch.sin(2 * torch.pi * 500 * time)[None]
+    whistle = 0.02 * torch.sin(2 * torch.pi * 3000 * time)[None]
+    both = speech + whistle
+    assert float(loss(speech, speech)) < 2e-3
+    assert float(loss(both, speech)) > 1.3 * float(loss(speech, both)) > 0.02
+
+
+def test_loudness_loss_does_not_hear_what_is_masked_and_ignores_the_level():
+    loss = LoudnessLoss(16_000)
+    wav, other = noise(1, 16_000), noise(1, 16_000, seed=1)
+    assert float(loss(wav * 1.02, wav)) < 2e-3  # a quarter of the loudness is not heard
+    distance = float(loss(wav + 0.5 * other, wav))
+    assert distance > 0.02
+    assert float(loss(0.1 * (wav + 0.5 * other), 0.1 * wav)) == pytest.approx(distance, rel=1e-3)
+
+
+def test_loudness_loss_has_a_gradient_at_silence():
+    wav = torch.zeros(1, 4000, requires_grad=True)
+    LoudnessLoss(16_000)(wav, noise(1, 4000)).backward()
+    assert torch.isfinite(wav.grad).all()

@@ -1,0 +1,66 @@
+"""Optimizers and schedules of the harness."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from engine.errors import ConfigError
+from recipes.harness.optim import Muon, make_optimizer, orthogonal_groups, orthogonalized
+from recipes.recipe import Recipe
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 24), (2, 24, 8), (1, 16, 16)])
+def test_orthogonalized_keeps_directions_and_evens_out_lengths(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    steps = orthogonalized(matrices)
+    for matrix, step in zip(matrices, steps, strict=True):
+        values = torch.linalg.svdvals(step)
+        assert 0.3 < float(values.min()) and float(values.max()) < 1.3  # Newton-Schulz stops early, by design
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        exact = left @ right
+        assert float((step * exact).sum() / (step.norm() * exact.norm())) > 0.95
+
+
+def regression():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 4))
+    x = torch.randn(64, 12)
+    return model, x, torch.tanh(x @ torch.randn(12, 4))
+
+
+def steps(model, optimizer, x, y, count):
+    for _ in range(count):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())
+
+
+def test_muon_learns_and_its_state_resumes_exactly():
+    model, x, y = regression()
+    optimizer = Muon(orthogonal_groups(model, 0.01), lr=0.01)
+    assert [group["orthogonal"] for group in optimizer.param_groups] == [True, False, False]
+    first = steps(model, optimizer, x, y, 1)
+    steps(model, optimizer, x, y, 10)
+    twin = copy.deepcopy(model)
+    resumed = Muon(orthogonal_groups(twin, 0.01), lr=0.5)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    last = steps(model, optimizer, x, y, 30)
+    assert steps(twin, resumed, x, y, 30) == last < 0.2 * first
+
+
+def test_muon_moves_a_matrix_by_the_rate_whatever_the_gradient():
+    for scale in (1e-4, 1e4):
+        weight = nn.Parameter(torch.zeros(32, 8))
+        optimizer = Muon([{"params": [weight], "weight_decay": 0.0, "orthogonal": True}], lr=0.1)
+        weight.grad = scale * torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+        assert 0.7 < float(weight.detach().norm()) / (0.1 * 0.2 * 32**0.5 * 8**0.5) < 1.3
+
+
+def test_an_unknown_optimizer_is_an_error():
+    with pytest.raises(ConfigError, match="adamw and muon"):
+        make_optimizer(nn.Linear(2, 2), Recipe(name="x", optimizer="sgd"))
