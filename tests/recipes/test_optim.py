@@ -17,7 +17,7 @@ def test_orthogonalized_keeps_directions_and_evens_out_lengths(shape):
     steps = orthogonalized(matrices)
     for matrix, step in zip(matrices, steps, strict=True):
         values = torch.linalg.svdvals(step)
-        assert 0.3 < float(values.min()) and float(values.max()) < 1.3  # Newton-Schulz stops early, by design
+        assert float(values.min()) > 0.3 and float(values.max()) < 1.3  # Newton-Schulz stops early, by design
         left, _, right = torch.linalg.svd(matrix, full_matrices=False)
         exact = left @ right
         assert float((step * exact).sum() / (step.norm() * exact.norm())) > 0.95
@@ -41,7 +41,7 @@ def steps(model, optimizer, x, y, count):
 
 def test_muon_learns_and_its_state_resumes_exactly():
     model, x, y = regression()
-    optimizer = Muon(orthogonal_groups(model, 0.01), lr=0.01)
+    optimizer = Muon(orthogonal_groups(model, 0.01), lr=0.05)
     assert [group["orthogonal"] for group in optimizer.param_groups] == [True, False, False]
     first = steps(model, optimizer, x, y, 1)
     steps(model, optimizer, x, y, 10)
