@@ -27,7 +27,18 @@ from torch import Tensor
 from engine.errors import AudioError
 from engine.files import replacing
 
-__all__ = ["AudioInfo", "Resampler", "blocks", "from_pcm16", "load", "probe", "resample", "save", "to_pcm16"]
+__all__ = [
+    "AudioInfo",
+    "Resampler",
+    "blocks",
+    "from_pcm16",
+    "load",
+    "probe",
+    "resample",
+    "round_trip",
+    "save",
+    "to_pcm16",
+]
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +150,22 @@ def save(
             _write(partial, str(target), Path(target).suffix.lower(), pieces, sample_rate, subtype)
     except OSError as error:
         raise AudioError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+def round_trip(wav: Tensor, sample_rate: int, suffix: str, compression: float | None = None) -> Tensor:
+    """Encode (C, N) or (N,) as a file of `suffix` in memory and decode that: what the format does to the sound.
+
+    Same shape and rate, samples at their place (libsndfile takes the encoders' delay away).  ``compression`` is
+    libsndfile's level for .flac, .ogg, .opus and .mp3, 0 best to 1 smallest (the .mp3 encoder knows nothing above
+    0.9).  Raises AudioError.
+    """
+    if suffix not in FORMATS:
+        raise AudioError(f"no format {suffix!r}; there are {', '.join(FORMATS)}")
+    buffer = io.BytesIO()
+    _write(buffer, suffix, suffix, iter([wav]), sample_rate, None, compression)
+    buffer.seek(0)
+    out = load(buffer, sample_rate)[0][:, : wav.shape[-1]]
+    return torch.nn.functional.pad(out, (0, wav.shape[-1] - out.shape[1])).reshape(wav.shape)
 
 
 def resample(wav: Tensor, from_rate: int, to_rate: int, num_samples: int | None = None) -> Tensor:
@@ -283,7 +310,13 @@ def _writable(target: str | os.PathLike[str]) -> Path:
 
 
 def _write(
-    file: Path | io.BytesIO, name: str, suffix: str, pieces: Iterator[Tensor], sample_rate: int, subtype: str | None
+    file: Path | io.BytesIO,
+    name: str,
+    suffix: str,
+    pieces: Iterator[Tensor],
+    sample_rate: int,
+    subtype: str | None,
+    compression: float | None = None,
 ) -> None:
     """Encode the pieces at a rate that the encoding knows."""
     container, default = FORMATS[suffix]
@@ -294,7 +327,9 @@ def _write(
     resampler = Resampler(sample_rate, rate, len(first))
     num_samples = num_clipped = 0
     try:
-        with soundfile.SoundFile(file, "w", rate, len(first), encoding, None, container) as out:
+        with soundfile.SoundFile(
+            file, "w", rate, len(first), encoding, None, container, compression_level=compression
+        ) as out:
             for wav in itertools.chain([first], map(torch.atleast_2d, pieces), [None]):
                 at_rate = resampler.flush() if wav is None else resampler.push(_checked(wav, len(first), name))
                 for chunk in at_rate.split(CHUNK, dim=1):

@@ -325,6 +325,32 @@ def test_resampling_removes_what_the_lower_rate_cannot_hold():
     assert audio.resample(hiss, 48000, 16000)[1000:-1000].abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (22050, 2)])
+@pytest.mark.parametrize(
+    ("suffix", "best", "smallest"), [(".ogg", 0.0, 1.0), (".opus", 0.0, 0.95), (".mp3", 0.0, 0.9), (".flac", 0.0, 1.0)]
+)
+def test_a_round_trip_in_memory_keeps_shape_and_place(suffix, best, smallest, rate, channels):
+    wav = tones(rate + 11, rate, channels)
+    fine, coarse = (audio.round_trip(wav, rate, suffix, level) for level in (best, smallest))
+    assert fine.shape == coarse.shape == wav.shape
+    inner = slice(rate // 10, -rate // 10)
+    ratios = [snr(wav[:, inner], out[:, inner]) for out in (fine, coarse)]
+    assert ratios[0] > 20 and ratios[1] > 8  # a shift of one sample alone leaves about 15 dB
+    if suffix == ".flac":
+        assert torch.equal(fine, coarse) and torch.equal(fine, audio.from_pcm16(audio.to_pcm16(wav)))
+    else:
+        assert ratios[1] < ratios[0]
+    for num_samples in (1, 100):
+        assert audio.round_trip(wav[0, :num_samples], rate, suffix).shape == (num_samples,)
+
+
+def test_a_round_trip_refuses_what_there_is_not():
+    with pytest.raises(AudioError, match="no format '.aac'"):
+        audio.round_trip(torch.zeros(9), 16000, ".aac")
+    with pytest.raises(AudioError, match="cannot be written"):
+        audio.round_trip(torch.zeros(9), 16000, ".mp3", 1.0)
+
+
 def test_resample_shapes_types_and_lengths():
     wav = torch.randn(2, 3, 100, dtype=torch.float64)
     out = audio.resample(wav, 8000, 16000)
