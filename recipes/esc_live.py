@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codec.config import EscLiveConfig
-from recipes.recipe import Recipe
+from recipes.recipe import AdversarialRecipe, Recipe
 
 
 def base() -> Recipe:
@@ -24,3 +24,8 @@ def tiny() -> Recipe:
         name="esc_live_tiny", model=model, batch_size=4, crop_frames=24, max_steps=200, warmup_steps=20, decay_steps=50,
         bypass_steps=5, start_seconds=20, validation_crops=4, validation_frames=50, validate_every=50,
     )  # fmt: skip
+
+
+def adversarial() -> AdversarialRecipe:
+    """Second stage of the shipped model; begin it with --init and the model of the first."""
+    return AdversarialRecipe(name="esc_live_adversarial", learning_rate=3e-4)

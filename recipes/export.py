@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from codec.config import EscLiveConfig
 from codec.live import EscLive
 from engine import checkpoint
 from engine.errors import CheckpointError, SpeechError
-from recipes.harness.data import read_manifest
+from recipes.harness.manifests import read
 
 CARD = """# {name}
 
@@ -45,15 +46,15 @@ languages, noise, music and several talkers at once are outside of what it has s
 """
 
 
-def export(run: Path, out: Path, note: str = "") -> str:
-    """Write the folder `out` from the run's last checkpoint; return the sha256 of the weights."""
-    last = run / "checkpoints" / "last.ckpt"
-    for needed in (last, run / "recipe.json", run / "data.json"):
+def export(run: Path, out: Path, note: str = "", best: bool = False) -> str:
+    """Write the folder `out` from the run's last checkpoint, or its best; return the sha256 of the weights."""
+    weights = run / "checkpoints" / ("best.ckpt" if best else "last.ckpt")
+    for needed in (weights, run / "recipe.json", run / "data.json"):
         if not needed.exists():
             raise CheckpointError(f"{needed} is missing; is {run} a run folder?")
     facts = json.loads((run / "data.json").read_text())
     # Our own run folder, yet still nothing but tensors and plain values is unpickled.
-    loaded = torch.load(last, map_location="cpu", weights_only=True)
+    loaded = torch.load(weights, map_location="cpu", weights_only=True)
     recipe: dict[str, Any] = json.loads((run / "recipe.json").read_text())
     model = EscLive(checkpoint.load_config(EscLiveConfig, recipe["model"]))
     prefix = "model."
@@ -82,16 +83,20 @@ def describe_data(manifests: Sequence[str]) -> str:
     """Markdown table: hours, recordings, speakers, language and licence of each corpus of the manifests."""
     corpora: dict[str, dict[str, Any]] = {}
     for manifest in manifests:
-        for row in read_manifest(manifest):
-            entry = corpora.setdefault(row["corpus"], {"hours": 0.0, "files": 0, "speakers": set(), **row})
-            entry["hours"] += float(row["seconds"]) / 3600
+        for item in read(manifest):
+            entry = corpora.setdefault(
+                item.corpus,
+                {"hours": 0.0, "files": 0, "speakers": set(), "language": item.language, "licence": item.licence},
+            )
+            entry["hours"] += math.nan if item.seconds is None else item.seconds / 3600
             entry["files"] += 1
-            entry["speakers"].add(row["speaker"])
+            entry["speakers"].add(item.speaker)
     lines = ["| corpus | hours | recordings | speakers | language | licence |", "|---|---|---|---|---|---|"]
     for name, entry in sorted(corpora.items()):
         speakers = "unlabelled" if any(s.endswith("/unlabelled") for s in entry["speakers"]) else len(entry["speakers"])
-        facts = (name, f"{entry['hours']:.2f}", entry["files"], speakers, entry.get("language"), entry.get("licence"))
-        lines.append("| " + " | ".join(str(fact) for fact in facts) + " |")
+        hours = "" if math.isnan(entry["hours"]) else f"{entry['hours']:.2f}"
+        facts = (name, hours, entry["files"], speakers, entry["language"], entry["licence"])
+        lines.append("| " + " | ".join(str(fact or "not stated") for fact in facts) + " |")
     return "\n".join(lines)
 
 
@@ -100,10 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.export", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder; its name becomes the model's name")
+    parser.add_argument("--best", action="store_true", help="the checkpoint that validated best, not the last one")
     parser.add_argument("--note", default="", help="a line for the card: what the recipe does not say")
     options = parser.parse_args(arguments)
     try:
-        sha256 = export(options.run, options.out, options.note)
+        sha256 = export(options.run, options.out, options.note, options.best)
     except SpeechError as error:
         print(f"export: error: {error}", file=sys.stderr)
         return 2

@@ -28,10 +28,12 @@ class Recipe:
     # Steps without quantization first; then the codebooks start anew on what the encoder has learned. After a start
     # from data they bring nothing: 150 of them gave, at step 300, validation PESQ-WB 1.90 against 1.93 without.
     bypass_steps: int = 0
-    full_probability: float = 0.4  # of all levels; otherwise a uniform number of levels, drawn for each crop
+    full_probability: float = 0.05  # of all levels; otherwise a uniform number of levels, drawn for each crop
     spectrum_weight: float = 1.0
     mel_weight: float = 1.0
-    loudness_weight: float = 0.0
+    # Loudness is what listeners judge by: 400 steps with weight 2 took a trained model from validation PESQ-WB 3.10 to
+    # 3.32 and STOI .912 to .920, against 3.11 and .912 without; with weight 6 to 3.30 and .921.
+    loudness_weight: float = 2.0
     commitment_weight: float = 0.02
     codebook_weight: float = 1.0
     ema_decay: float = 0.999
@@ -42,3 +44,21 @@ class Recipe:
     validation_frames: int = 200
     validate_every: int = 500  # steps
     checkpoint_minutes: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialRecipe(Recipe):
+    """A second stage: the losses of the first and discriminators that the codec has to deceive.
+
+    Of the steps, the first `discriminator_steps` train the discriminators alone; `warmup_steps` count after them.
+    """
+
+    adversarial_weight: float = 0.1
+    feature_weight: float = 0.2
+    discriminator_steps: int = 200
+    discriminator_rate: float = 5e-4
+    discriminator_frames: int = 16  # of each crop, at random; they see no more, for the sake of speed
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    period_channels: tuple[int, ...] = (8, 16, 32, 64, 64)
+    windows: tuple[int, ...] = (1024, 512, 256)
+    window_channels: int = 8

@@ -1,44 +1,51 @@
 """Train a model: python -m recipes.train esc_live:base --data MANIFEST [--data ...] --out runs/x [--resume].
 
-The run folder gets recipe.json, metrics.csv (every metric of every validation), checkpoints/last.ckpt. `--resume`
-continues from the last checkpoint: weights, their average, optimizer, schedule and position in the data.
+The run folder gets recipe.json, run.json (code, data, libraries, machine of each start), data.json, metrics.csv (every
+metric of every validation) and checkpoints/ with last.ckpt, best.ckpt and curves.png. `--resume` continues from the
+last checkpoint: weights, their average, optimizer, schedule and position in the data; recipe and data are then those
+of the run. A run stops with a checkpoint at the end, at --max-hours, on SIGTERM and on SIGINT.
+
+Exit status: 0 trained to the end, to --stop-after or to --max-hours; 2 error; 130 after SIGINT, 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import importlib
 import json
 import logging
+import platform
 import sys
+import time
 import warnings
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, Sampler
+from lightning.pytorch.strategies import DDPStrategy
 
-import codec
 from engine.errors import ConfigError, SpeechError
 from recipes.export import describe_data
-from recipes.harness.callbacks import Ema, LastCheckpoint, Progress
-from recipes.harness.data import SpeechCrops, build_cache, is_validation
+from recipes.harness import loaders, plots, record
+from recipes.harness.callbacks import Checkpoints, Ema, Guard, Settings, Stop
+from recipes.harness.data import data_digest
+from recipes.harness.progress import Progress
+from recipes.harness.task import Task
 from recipes.recipe import Recipe
-from recipes.tasks.codec import CodecTask
+from recipes.tasks import make_task
 
 log = logging.getLogger("recipes.train")
+NO_RECIPES = {"__init__", "train", "recipe", "export", "cache"}  # other modules beside the recipes
 
 
 def find_recipe(name: str) -> Recipe:
     """Return the recipe `module:function`; ConfigError says which there are."""
     module_name, _, function = name.partition(":")
-    known = sorted(
-        p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in {"__init__", "train", "recipe", "export"}
-    )
+    known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in NO_RECIPES)
     if module_name not in known:
         raise ConfigError(f"no recipes for {module_name!r}; there are {', '.join(known)}")
     module = importlib.import_module(f"recipes.{module_name}")
@@ -51,80 +58,6 @@ def find_recipe(name: str) -> Recipe:
     recipe = make()
     assert isinstance(recipe, Recipe)
     return recipe
-
-
-class ResumableOrder(Sampler[int]):
-    """Crop numbers from the trainer's present step on, each once."""
-
-    def __init__(self, task: CodecTask, total: int) -> None:
-        self.task, self.total = task, total
-
-    def __iter__(self) -> Any:
-        return iter(range(self.task.global_step * self.task.recipe.batch_size, self.total))
-
-    def __len__(self) -> int:
-        return self.total  # of the whole run, since Lightning counts the batches before a resume too
-
-
-class ResumableLoader(DataLoader[Any]):
-    """A loader whose position is the trainer's step (see `ResumableOrder`): it has no state to save."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the position is in the trainer's step."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Accept what `state_dict` returned."""
-
-
-def loaders(task: CodecTask, manifests: Sequence[str], cache: Path) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Training and validation loaders; validation speakers are never trained on."""
-    recipe = task.recipe
-    size = recipe.model.samples_per_frame
-    samples, utterances = build_cache(list(manifests), cache, recipe.model.sample_rate)
-    held_out = [u for u in utterances if is_validation(u.speaker, recipe.validation_percent)]
-    train = [u for u in utterances if not is_validation(u.speaker, recipe.validation_percent)]
-    hours = sum(u.num_samples for u in train) / recipe.model.sample_rate / 3600
-    log.warning("training on %.2f h, %d recordings; validating on %d", hours, len(train), len(held_out))
-    if not held_out:
-        raise ConfigError(f"no speaker falls into the validation split of {recipe.validation_percent} %; raise it")
-    total = recipe.max_steps * recipe.batch_size
-    task.crops = SpeechCrops(samples, train, recipe.crop_frames * size, total, recipe.seed)
-    valid = SpeechCrops(samples, held_out, recipe.validation_frames * size, recipe.validation_crops, seed=0)
-    # Generators of their own: a loader draws a seed when it starts, and a resumed run starts one more.
-    return (
-        ResumableLoader(
-            task.crops, recipe.batch_size, sampler=ResumableOrder(task, total), generator=torch.Generator()
-        ),
-        DataLoader(valid, recipe.validation_crops, generator=torch.Generator()),
-    )
-
-
-def data_facts(task: CodecTask, manifests: Sequence[str]) -> dict[str, Any]:
-    """What a model card says of the data: hours trained on, and a table of the corpora."""
-    assert task.crops is not None
-    samples = sum(u.num_samples for u in task.crops.utterances)
-    return {"hours": samples / task.recipe.model.sample_rate / 3600, "table": describe_data(manifests)}
-
-
-def make_trainer(recipe: Recipe, out: Path, max_hours: float | None, stop_after: int | None = None) -> pl.Trainer:
-    """Trainer with weight averaging and a checkpoint every few minutes."""
-    checkpoint = LastCheckpoint(out / "checkpoints", recipe.checkpoint_minutes)
-    return pl.Trainer(
-        max_steps=min(recipe.max_steps, stop_after or recipe.max_steps),
-        max_time=None if max_hours is None else timedelta(hours=max_hours),
-        accelerator="auto",
-        devices=1,
-        precision=recipe.precision,
-        logger=False,
-        callbacks=[Ema(recipe.ema_decay), checkpoint, Progress(out)],
-        gradient_clip_val=recipe.clip_norm,
-        val_check_interval=recipe.validate_every,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -145,45 +78,203 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     return recipe
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+def keep_memory() -> None:
+    """Tell glibc to keep the memory it has been given.
+
+    By default it returns large blocks to the system when they are freed, after every step, and the next step pays for
+    them again with a page fault every 4 KB: 5 to 15 % of the time. No effect on other C libraries.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # from malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(mmap_max, 0)  # no block is a mapping of its own
+    mallopt(trim_threshold, -1)  # the heap never shrinks
+    mallopt(top_pad, 1 << 28)  # and grows by 256 MB at a time
+
+
+def chosen_recipe(options: argparse.Namespace) -> tuple[str, Recipe, list[str]]:
+    """Name of the recipe, its fields with --set applied, and the manifests; of a resumed run what it was begun with."""
+    past = record.starts(options.out) if options.resume else []
+    name = options.recipe or (past[-1]["recipe"] if past else None)
+    data = options.data or (past[-1]["data"] if past else None)
+    if name is None or not data:
+        raise ConfigError("give a recipe NAME:VARIANT and --data MANIFEST; only a run that is resumed may know them")
+    if past and name != past[-1]["recipe"]:
+        raise ConfigError(f"{options.out} was begun as {past[-1]['recipe']}, not {name}")
+    recipe = find_recipe(name)
+    if not options.resume:
+        return name, override(recipe, options.set), data
+    recipe = record.load_recipe(options.out, type(recipe))
+    changed = override(recipe, options.set)
+    if changed.model != recipe.model:
+        raise ConfigError("the model of a run cannot change; begin another run, with --init if the shapes agree")
+    return name, changed, data
+
+
+def shortened(recipe: Recipe) -> Recipe:
+    """The recipe for --fast-dev-run: batches of full size, but three of them, and little of everything else."""
+    return dataclasses.replace(
+        recipe,
+        max_steps=3,
+        validate_every=3,
+        validation_crops=min(recipe.validation_crops, 4),
+        start_seconds=min(recipe.start_seconds, 10.0),
+        bypass_steps=min(recipe.bypass_steps, 1),
+    )
+
+
+def make_strategy(options: argparse.Namespace) -> Any:
+    """One process, or synchronous gradients on several.
+
+    A step that leaves out the finest levels leaves their parameters without a gradient: hence "unused". Buffers are
+    equal on all ranks by what the codebooks do, so they need not be sent.
+    """
+    if options.strategy == "auto" and options.devices * options.num_nodes == 1:
+        return "auto"
+    return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+
+
+def make_trainer(recipe: Recipe, options: argparse.Namespace, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Trainer for the recipe on the devices asked for; everything else is in the callbacks."""
+    return pl.Trainer(
+        max_steps=min(recipe.max_steps, options.stop_after or recipe.max_steps),
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=make_strategy(options),
+        use_distributed_sampler=False,  # the loaders deal out the crops themselves, by number
+        precision=recipe.precision,  # type: ignore[arg-type]
+        logger=False,
+        callbacks=callbacks,
+        gradient_clip_val=recipe.clip_norm,
+        val_check_interval=recipe.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        enable_checkpointing=not options.fast_dev_run,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def make_callbacks(recipe: Recipe, options: argparse.Namespace, task: Task, stop: Stop) -> list[pl.Callback]:
+    """Averaging, guard and clean stop; checkpoints and reports unless it is a --fast-dev-run."""
+
+    def batch_sources() -> list[str]:
+        assert task.crops is not None
+        return [place for number in loaders.batch_numbers(task) for place in loaders.sources(task.crops, number)]
+
+    callbacks: list[pl.Callback] = [
+        Settings(),
+        Ema(recipe.ema_decay),
+        Guard(recipe.skip_bad_batches, batch_sources),
+        stop,
+    ]
+    if options.fast_dev_run:
+        return callbacks
+    callbacks += [
+        Progress(options.out, stop.deadline),
+        Checkpoints(options.out / "checkpoints", recipe.checkpoint_minutes),
+    ]
+    if options.tensorboard or (options.tensorboard is None and plots.installed("tensorboard")):
+        callbacks.append(plots.Board(options.out))
+    return callbacks
+
+
+def data_facts(task: Task, manifests: Sequence[str]) -> dict[str, Any]:
+    """What a model card says of the data: hours trained on, and a table of the corpora."""
+    assert task.crops is not None
+    samples = sum(u.num_samples for u in task.crops.utterances)
+    return {"hours": samples / task.recipe.model.sample_rate / 3600, "table": describe_data(manifests)}
+
+
+def write_records(options: argparse.Namespace, task: Task, name: str, data: list[str], step: int) -> None:
+    """Write recipe.json, data.json and run.json; warn if a resumed run has other data than before."""
+    assert task.crops is not None
+    digest = data_digest(task.crops.utterances)
+    past = record.starts(options.out)
+    if past and past[-1]["data_digest"] != digest:
+        log.warning("the data differ from those that this run has seen so far; run.json has the digests")
+    options.out.mkdir(parents=True, exist_ok=True)
+    record.save_recipe(options.out, task.recipe, step)
+    record.write_json(options.out / "data.json", data_facts(task, data))
+    ranks = options.devices * options.num_nodes
+    record.add_start(options.out, recipe=name, data=data, data_digest=digest, step=step, ranks=ranks)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train as the options say; return the exit status."""
+    deadline = None if options.max_hours is None else time.monotonic() + 3600 * options.max_hours
+    last = options.out / "checkpoints" / "last.ckpt"
+    if options.resume and not last.exists():
+        raise ConfigError(f"nothing to resume: {last} does not exist")
+    if options.resume and options.fast_dev_run:
+        raise ConfigError("--fast-dev-run begins anew and keeps nothing; leave --resume out")
+    if last.exists() and not options.resume and not options.fast_dev_run:
+        raise ConfigError(f"{options.out} holds a run already; add --resume or choose another folder")
+    name, recipe, data = chosen_recipe(options)
+    recipe = shortened(recipe) if options.fast_dev_run else recipe
+    pl.seed_everything(recipe.seed, verbose=False)
+    task = make_task(recipe)
+    if options.init and not options.resume:
+        task.start_from(options.init)
+    stop = Stop(deadline)
+    trainer = make_trainer(recipe, options, make_callbacks(recipe, options, task, stop))
+    if not trainer.is_global_zero:
+        logging.getLogger("recipes").setLevel(logging.ERROR)  # one process speaks for all
+    train, valid = loaders.make_loaders(task, data, options.cache, options.workers, trainer.world_size)
+    if trainer.is_global_zero and not options.fast_dev_run:
+        step = int(torch.load(last, weights_only=True, mmap=True)["global_step"]) if options.resume else 0
+        write_records(options, task, name, data, step)
+    trainer.fit(task, train, valid, ckpt_path=str(last) if options.resume else None, weights_only=True)
+    if options.fast_dev_run and trainer.is_global_zero:
+        log.warning("a start, three steps and a validation went well; nothing was kept")
+    if stop.signal:
+        log.warning("stopped by a signal at step %d, with a checkpoint; --resume continues", task.batches_done)
+    # Lightning takes another status than 0 of a process that it has started for a failure and kills the others.
+    return 128 + stop.signal if stop.signal and trainer.is_global_zero else 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    assert __doc__
     parser = argparse.ArgumentParser(prog="python -m recipes.train", description=__doc__.split("\n")[0])
-    parser.add_argument("recipe", help="NAME:VARIANT, for example esc_live:base")
-    parser.add_argument("--data", action="append", required=True, help="manifest CSV; may be repeated")
+    parser.add_argument("recipe", nargs="?", help="NAME:VARIANT, for example esc_live:base; --resume knows it")
+    parser.add_argument("--data", action="append", help="manifest; may be repeated; --resume knows it")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--resume", action="store_true", help="continue from the run folder's last checkpoint")
     parser.add_argument("--init", type=Path, help="checkpoint folder whose weights to start from")
-    parser.add_argument("--max-hours", type=float, help="stop with a checkpoint after this time")
+    parser.add_argument("--max-hours", type=float, help="stop after this time, counted anew at each start")
     parser.add_argument("--stop-after", type=int, help="stop with a checkpoint at this step, before the recipe's end")
+    parser.add_argument("--fast-dev-run", action="store_true", help="try everything in a few steps, write nothing")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where decoded audio is kept")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a recipe field")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--devices", type=int, default=1, help="processes on this machine; they share the batch")
+    parser.add_argument(
+        "--num-nodes", type=int, default=1, help="machines, each started with its NODE_RANK or torchrun"
+    )
+    parser.add_argument("--strategy", choices=("auto", "ddp"), default="auto", help="auto is ddp on several devices")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare crops")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, help="default: where it is installed")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(options.threads)
-    last = options.out / "checkpoints" / "last.ckpt"
+    keep_memory()
+    warnings.filterwarnings("ignore", message="The .*dataloader.* does not have many workers")  # crops are cheap
+    warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist")  # rank 0 alone validates
     try:
-        if options.resume and not last.exists():
-            raise ConfigError(f"nothing to resume: {last} does not exist")
-        if not options.resume and last.exists():
-            raise ConfigError(f"{options.out} holds a run already; add --resume or choose another folder")
-        recipe = override(find_recipe(options.recipe), options.set)
-        pl.seed_everything(recipe.seed)
-        task = CodecTask(recipe)
-        if options.init and not options.resume:
-            task.start_from(codec.load(options.init))
-        train, valid = loaders(task, options.data, options.cache)
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
-        (options.out / "data.json").write_text(json.dumps(data_facts(task, options.data), indent=2) + "\n")
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # checked above, better
-        warnings.filterwarnings("ignore", message="The .*dataloader.* does not have many workers")  # crops are cheap
-        trainer = make_trainer(recipe, options.out, options.max_hours, options.stop_after)
-        trainer.fit(task, train, valid, ckpt_path=str(last) if options.resume else None, weights_only=False)
+        return run(options)
     except SpeechError as error:
         print(f"train: error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -87,21 +87,21 @@ class Muon(AdamW):
         return loss
 
     def _orthogonal_step(self, group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = {}
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
-                by_shape.setdefault(parameter.shape, []).append(parameter)
-        for shape, parameters in by_shape.items():
+                by_shape.setdefault(parameter.shape, []).append((parameter, parameter.grad))
+        for shape, pairs in by_shape.items():
             updates = []
-            for parameter in parameters:
+            for parameter, gradient in pairs:
                 state = self.state[parameter]
                 if not state:
                     state["step"] = torch.zeros(())  # the parent looks for it when a state is loaded
                     state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
-                updates.append(parameter.grad.lerp(state["momentum"], self.momentum))  # Nesterov
+                state["momentum"].lerp_(gradient, 1 - self.momentum)
+                updates.append(gradient.lerp(state["momentum"], self.momentum))  # Nesterov
             steps = orthogonalized(torch.stack(updates)) * (0.2 * math.sqrt(max(shape)))
-            for parameter, step in zip(parameters, steps, strict=True):
+            for (parameter, _), step in zip(pairs, steps, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
 
 

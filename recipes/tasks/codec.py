@@ -31,6 +31,7 @@ class CodecTask(Task):
     labels: ClassVar[dict[str, str]] = Task.labels | {
         "pesq": "PESQ-WB (1 to 4.64)", "stoi": "STOI (0 to 1)", "entropy": "entropy of the codes, bits",
         "mel": "log-mel distance, 5 scales", "spectrum": "relative error of the spectrum",
+        "loudness": "loudness distance", "commitment": "commitment loss", "codebook": "codebook loss",
     }  # fmt: skip
     number_label: ClassVar[str] = "levels"
 
@@ -58,13 +59,11 @@ class CodecTask(Task):
         self.warm = True
 
     def on_train_start(self) -> None:
-        if (
-            self.global_step == 0 and not self.warm
-        ):  # not in on_fit_start, which comes before the step of a resumed run is known
+        # Not in on_fit_start, which comes before the step of a resumed run is known.
+        if self.global_step == 0 and not self.warm:
+            torch.manual_seed(self.recipe.seed)  # the start, too, is the same on any number of devices
             start_from_data(self.model, self._start_speech())
-            broadcast_(
-                *self.model.state_dict().values()
-            )  # the same crops everywhere, yet machines may round differently
+            broadcast_(*self.model.state_dict().values())  # from the same crops, yet machines may round differently
         super().on_train_start()
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
@@ -132,10 +131,10 @@ class CodecTask(Task):
     def examples(self, batch: Tensor) -> dict[str, Tensor]:
         """(1, N) -> the reference, and what is decoded from all levels and from one."""
         lag = self.model.istft.delay
-        decoded = {
-            f"{n} levels": self.model(batch, n).wav[0, lag:].float().cpu() for n in (self.recipe.model.levels, 1)
-        }
-        return {"reference": batch[0, :-lag].cpu(), **decoded}
+        sounds = {"reference": batch[0, :-lag].cpu()}
+        for levels in (self.recipe.model.levels, 1):
+            sounds[f"{levels} levels"] = self.model(batch, levels).wav[0, lag:].float().cpu()
+        return sounds
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.model, self.recipe)
