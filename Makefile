@@ -1,7 +1,7 @@
 # make demo   hear what it does: a recording becomes a small file and comes back as speech
 # make test   all tests
 # make lint   style and types
-# make quality DATA="FOLDER..."   measure the shipped codec on folders of speech, into README and model card
+# make quality DATA="FOLDER..."   measure the shipped codec on folders of speech: README, model card, docs/quality.md
 # demo, test and lint create .venv and install what they need. PYTHON=python3.12 chooses the interpreter; pip's own
 # environment variables apply (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, ...).
 
@@ -30,7 +30,8 @@ lint: $(VENV)/.dev
 quality: export OMP_NUM_THREADS ?= 1
 quality: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo 'make quality DATA="FOLDER..." names the folders of test speech' >&2; exit 2; }
-	$(BIN)/python benchmarks/quality.py $(DATA) $(ARGS) --write README.md checkpoints/esc_live/README.md
+	$(BIN)/python -m benchmarks.quality $(DATA) $(ARGS) --images docs/images \
+		--write README.md checkpoints/esc_live/README.md docs/quality.md
 
 format: $(VENV)/.dev
 	$(BIN)/python -m ruff check --fix .

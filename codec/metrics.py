@@ -2,12 +2,16 @@
 
 PESQ-WB is ITU-T P.862.2 (package `pesq`), STOI is Taal et al. 2011 (package `pystoi`); both come with the
 `eval` extra and are imported on first use. SI-SDR follows Le Roux et al. 2019. The mel distance is the one
-of the ESC and DAC papers: seven scales, L1 between log10 squared magnitudes.
+of the ESC and DAC papers: seven scales, L1 between log10 squared magnitudes. These four are METRICS. MORE holds three
+that are measured on demand: ESTOI (Jensen and Taal 2016, `pystoi` too), ViSQOL v3 in its speech mode (Chinen et al.
+2020, package `visqol-python`) and DNSMOS P.835 overall (Reddy et al. 2022, packages `speechmos` and `onnxruntime`),
+which hears the decoded signal alone.
 All take one mono signal of 16 kHz as an array or a tensor (N,), reference first. Nothing is aligned, scaled
 or trimmed here: the codec promises the same samples at the same place, so a shift must cost.
 """
 
 import functools
+import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -56,6 +60,15 @@ def pesq_wb(reference: ArrayLike, decoded: ArrayLike) -> float:
 
 def stoi(reference: ArrayLike, decoded: ArrayLike) -> float:
     """Return STOI (about 0 to 1), or NaN where it is undefined: under 30 frames (0.4 s) above silence."""
+    return _stoi(reference, decoded, extended=False)
+
+
+def estoi(reference: ArrayLike, decoded: ArrayLike) -> float:
+    """Return extended STOI, which also hears what a narrower band takes away; NaN as for STOI."""
+    return _stoi(reference, decoded, extended=True)
+
+
+def _stoi(reference: ArrayLike, decoded: ArrayLike, *, extended: bool) -> float:
     pystoi = _import("pystoi")
     ref, dec = _pair(reference, decoded)
     if not ref.any():
@@ -64,7 +77,7 @@ def stoi(reference: ArrayLike, decoded: ArrayLike) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
-            return float(pystoi.stoi(ref, dec, SAMPLE_RATE, extended=False))
+            return float(pystoi.stoi(ref, dec, SAMPLE_RATE, extended=extended))
         except (RuntimeWarning, ValueError):
             return math.nan
 
@@ -94,17 +107,55 @@ def mel_distance(reference: ArrayLike, decoded: ArrayLike) -> float:
     return distance
 
 
+def visqol(reference: ArrayLike, decoded: ArrayLike) -> float:
+    """Return ViSQOL MOS-LQO (1 to 5, about 4.5 for identical signals); NaN under 1 s or where it finds no speech."""
+    ref, dec = _pair(reference, decoded)
+    if len(ref) < SAMPLE_RATE or not ref.any():
+        return math.nan
+    if not dec.any():
+        return 1.0  # it sets the level of the decoded side itself, which silence has not
+    try:
+        return float(_visqol().measure_from_arrays(ref, dec, SAMPLE_RATE).moslqo)
+    except ValueError:  # what the package raises where no patch can be scored
+        return math.nan
+
+
+@functools.lru_cache(maxsize=1)
+def _visqol() -> Any:
+    api = _import("visqol", "visqol-python[lattice]").VisqolApi()
+    api.create(mode="speech")
+    return api
+
+
+def dnsmos(reference: ArrayLike, decoded: ArrayLike) -> float:
+    """Return DNSMOS P.835 overall (1 to 5) of the decoded signal alone; NaN under 1 s."""
+    _, dec = _pair(reference, decoded)
+    if len(dec) < SAMPLE_RATE:
+        return math.nan
+    _import("onnxruntime", "speechmos onnxruntime librosa")
+    package = _import("speechmos.dnsmos", "speechmos onnxruntime librosa")
+    return float(package.run(np.clip(dec, -1, 1), SAMPLE_RATE)["ovrl_mos"])
+
+
 METRICS: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {
     "pesq_wb": pesq_wb,
     "stoi": stoi,
     "si_sdr": si_sdr,
     "mel_distance": mel_distance,
 }
+MORE: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {"estoi": estoi, "visqol": visqol, "dnsmos": dnsmos}
 
 
-def measure(reference: ArrayLike, decoded: ArrayLike) -> dict[str, float]:
-    """Return every metric of METRICS for one pair."""
-    return {name: metric(reference, decoded) for name, metric in METRICS.items()}
+def measure(reference: ArrayLike, decoded: ArrayLike, more: Sequence[str] = ()) -> dict[str, float]:
+    """Return every metric of METRICS for one pair, and those of MORE that are named."""
+    chosen = METRICS | {name: MORE[name] for name in more}
+    return {name: metric(reference, decoded) for name, metric in chosen.items()}
+
+
+def installed(name: str) -> bool:
+    """Say whether the packages for a metric of MORE are here."""
+    packages = {"estoi": ["pystoi"], "visqol": ["visqol"], "dnsmos": ["speechmos", "onnxruntime", "librosa"]}
+    return all(importlib.util.find_spec(package) for package in packages[name])
 
 
 def bootstrap_interval(values: Sequence[float], n: int = 2000, seed: int = 0) -> Interval:
@@ -153,8 +204,8 @@ def _pair(reference: ArrayLike, decoded: ArrayLike) -> tuple[Signal, Signal]:
     return ref, dec
 
 
-def _import(package: str) -> Any:
+def _import(package: str, install: str = "'voxcode[eval]'") -> Any:
     try:
-        return __import__(package)
+        return importlib.import_module(package)
     except ImportError as error:
-        raise SpeechError(f"this needs the package {package}: pip install 'voxcode[eval]'") from error
+        raise SpeechError(f"this needs the package {package}: pip install {install}") from error

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from codec import metrics
+from engine import audio
 from engine.errors import AudioError, SpeechError
 
 librosa_missing = importlib.util.find_spec("librosa") is None
@@ -115,3 +116,23 @@ def test_missing_extra_says_how_to_install(speech, monkeypatch):
     monkeypatch.setitem(sys.modules, "pesq", None)
     with pytest.raises(SpeechError, match=r"pip install 'voxcode\[eval\]'"):
         metrics.pesq_wb(speech, speech)
+
+
+def test_estoi_hears_a_narrower_band(speech):
+    assert metrics.estoi(speech, speech) == pytest.approx(1.0, abs=1e-6)
+    assert metrics.estoi(speech, noisy(speech, 0.05)) < metrics.estoi(speech, noisy(speech, 0.003)) < 1
+    assert math.isnan(metrics.estoi(np.zeros_like(speech), speech))
+    assert metrics.measure(speech, speech, ["estoi"]).keys() == {*metrics.METRICS, "estoi"}
+
+
+@pytest.mark.parametrize("name", ["visqol", "dnsmos"])
+@pytest.mark.filterwarnings("ignore")  # of the packages that measure
+def test_optional_metrics_order_noise_or_say_what_to_install(name, recordings):
+    wav = audio.load(recordings[0], sample_rate=16000, mono=True)[0][0, :32000].numpy().astype(np.float64)
+    if not metrics.installed(name):
+        with pytest.raises(SpeechError, match="pip install"):
+            metrics.MORE[name](wav, wav)
+        return
+    scores = [metrics.MORE[name](wav, noisy(wav, level)) for level in (0, 0.003, 0.05)]
+    assert 5 >= scores[0] > scores[1] > scores[2] >= 1
+    assert math.isnan(metrics.MORE[name](wav[:9000], wav[:9000]))

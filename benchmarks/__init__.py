@@ -1,0 +1,1 @@
+"""Measurements that take minutes: quality, weaknesses, speed, training. Run as `python -m benchmarks.NAME`."""
