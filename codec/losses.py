@@ -70,7 +70,7 @@ class MelLoss(nn.Module):
 
     def _log_mel(self, wav: Tensor, size: int) -> Tensor:
         """(B, N) -> (B, T, mels)."""
-        spectrum: Tensor = ShortTimeFourier.apply(wav, getattr(self, f"window_{size}"))  # type: ignore[no-untyped-call]
+        spectrum: Tensor = ShortTimeFourier.apply(wav, getattr(self, f"window_{size}"))
         power = spectrum.real.square() + spectrum.imag.square()
         return ((power + 1e-10).sqrt() @ getattr(self, f"mel_{size}")).clamp_min(1e-5).log10()
 
@@ -105,6 +105,10 @@ class LoudnessLoss(nn.Module):
     averaged by root mean square.
     """
 
+    window: Tensor
+    bands: Tensor
+    threshold: Tensor
+
     def __init__(self, sample_rate: int, window: int = 512, num_bands: int = 49, exponent: float = 0.23) -> None:
         super().__init__()
         self.exponent = exponent
@@ -125,7 +129,7 @@ class LoudnessLoss(nn.Module):
 
     def _bands(self, wav: Tensor, gain: Tensor) -> Tensor:
         """(B, N) -> power (B, T, bands) relative to 0 dB SPL."""
-        spectrum: Tensor = ShortTimeFourier.apply(wav, self.window)  # type: ignore[no-untyped-call]
+        spectrum: Tensor = ShortTimeFourier.apply(wav, self.window)
         return (spectrum.real.square() + spectrum.imag.square()) @ self.bands * gain[:, None, None]
 
     def _loudness(self, power: Tensor) -> Tensor:
