@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from codec.config import EscLiveConfig
+from recipes.harness.augment import AugmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ class Recipe:
     ema_decay: float = 0.999
     skip_bad_batches: int = 0  # batches with a gradient that is not finite; one more stops the run
     start_seconds: float = 400.0  # of speech for the data-driven start
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # of training crops; no effect by default
+    crop_levels: tuple[float, float] = (-38.0, -14.0)  # dBFS; training and validation crops are set to one of these
+    speaker_exponent: float = 0.5  # a speaker is drawn with weight hours^exponent
+    join_short: bool = False  # recordings shorter than a crop are joined with others of their speaker, not left out
     validation_percent: float = 4.0  # of speakers
     validation_crops: int = 24
     validation_frames: int = 200

@@ -61,7 +61,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """Apply `field=value` (JSON values; `model.field=value` for the model); unknown fields are errors."""
+    """Apply `field=value` (JSON values; `model.field=value`, `augment.field=value` inside); unknown ones are errors."""
     for setting in settings:
         key, _, text = setting.partition("=")
         try:
@@ -69,12 +69,14 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         except json.JSONDecodeError:
             value = text
         value = tuple(value) if isinstance(value, list) else value
-        owner: Any = recipe.model if key.startswith("model.") else recipe
-        name = key.removeprefix("model.")
-        if name not in {f.name for f in dataclasses.fields(owner)}:
-            raise ConfigError(f"no field {key!r}; there are {', '.join(f.name for f in dataclasses.fields(owner))}")
+        part, _, name = key.rpartition(".")
+        owner: Any = getattr(recipe, part, None) if part else recipe
+        names = [f.name for f in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
+        if name not in names:
+            known = names or [f.name for f in dataclasses.fields(recipe)]
+            raise ConfigError(f"no field {key!r}; there are {', '.join(known)}")
         changed = dataclasses.replace(owner, **{name: value})
-        recipe = dataclasses.replace(recipe, model=changed) if owner is recipe.model else changed
+        recipe = dataclasses.replace(recipe, **{part: changed}) if part else changed
     return recipe
 
 

@@ -171,7 +171,8 @@ class SpeechCrops(Dataset[Tensor]):
     An exponent of 0 makes all speakers equal, 1 all hours. `levels` are the lowest and the highest in dBFS, wide since
     corpora differ by more than 20 dB and users' microphones too. `augment` changes a crop (N,) before its level is set,
     drawing from the generator of that crop. Recordings shorter than a crop are left out, or with `join_short` put
-    between others of their speaker; a speaker with less than a crop in all is left out then too.
+    between others of their speaker; a speaker with less than a crop in all is left out then too. `read_samples` is what
+    `augment` is given where it needs more than it returns (speed).
     """
 
     def __init__(
@@ -186,20 +187,23 @@ class SpeechCrops(Dataset[Tensor]):
         levels: tuple[float, float] = (-38, -14),
         speaker_exponent: float = 0.5,
         join_short: bool = False,
+        read_samples: int | None = None,
     ) -> None:
         if not 0 <= speaker_exponent <= 1:
             raise ConfigError(f"speaker_exponent {speaker_exponent} should lie between 0 (equal) and 1 (by hours)")
         if levels[0] > levels[1] or levels[1] > 0:
             raise ConfigError(f"levels {levels} should be (lowest, highest) in dBFS, none above 0")
+        read = read_samples or num_samples
         by_speaker: dict[str, float] = {}
-        usable = [u for u in utterances if join_short or u.num_samples >= num_samples]
+        usable = [u for u in utterances if join_short or u.num_samples >= read]
         for utterance in usable:
             by_speaker[utterance.speaker] = by_speaker.get(utterance.speaker, 0.0) + utterance.num_samples
-        usable = [u for u in usable if by_speaker[u.speaker] >= num_samples]
+        usable = [u for u in usable if by_speaker[u.speaker] >= read]
         if not usable:
             hint = "" if join_short else "; join_short would join shorter ones of one speaker"
-            raise ConfigError(f"no recording is as long as a crop of {num_samples} samples{hint}")
+            raise ConfigError(f"no recording is as long as a crop of {read} samples{hint}")
         self.samples, self.num_samples, self.total, self.seed = samples, num_samples, total, seed
+        self.read_samples = read
         self.augment, self.levels, self.utterances = augment, levels, usable
         lengths = np.array([u.num_samples for u in usable], dtype=np.float64)
         weight = lengths / np.array([by_speaker[u.speaker] for u in usable]) ** (1 - speaker_exponent)
@@ -231,14 +235,14 @@ class SpeechCrops(Dataset[Tensor]):
     def _draw(self, rng: np.random.Generator) -> NDArray[np.float32]:
         pick = min(int(np.searchsorted(self.cumulative, rng.random())), len(self.utterances) - 1)
         utterance = self.utterances[pick]
-        if utterance.num_samples < self.num_samples:
+        if utterance.num_samples < self.read_samples:
             return self._joined(rng, utterance)
-        begin = utterance.start + int(rng.integers(utterance.num_samples - self.num_samples + 1))
-        return self._read(begin, self.num_samples)
+        begin = utterance.start + int(rng.integers(utterance.num_samples - self.read_samples + 1))
+        return self._read(begin, self.read_samples)
 
     def _joined(self, rng: np.random.Generator, utterance: Utterance) -> NDArray[np.float32]:
         """A short recording whole, at a random place between others of its speaker."""
-        parts, missing = [self._read(utterance.start, utterance.num_samples)], self.num_samples - utterance.num_samples
+        parts, missing = [self._read(utterance.start, utterance.num_samples)], self.read_samples - utterance.num_samples
         others = [u for u in self.of_speaker[utterance.speaker] if u is not utterance]
         for number in rng.permutation(len(others)):
             other = others[number]
@@ -246,7 +250,7 @@ class SpeechCrops(Dataset[Tensor]):
             missing -= len(parts[-1])
             if not missing:
                 break
-        return np.roll(np.concatenate(parts), int(rng.integers(self.num_samples - utterance.num_samples + 1)))
+        return np.roll(np.concatenate(parts), int(rng.integers(self.read_samples - utterance.num_samples + 1)))
 
     def _read(self, begin: int, count: int) -> NDArray[np.float32]:
         return self.samples[begin : begin + count].astype(np.float32) / np.float32(32768)

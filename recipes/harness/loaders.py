@@ -6,6 +6,7 @@ import copy
 import logging
 import signal
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from engine.errors import ConfigError
+from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import SpeechCrops, Utterance, build_cache, is_validation
 from recipes.harness.task import Task
 
@@ -92,8 +94,10 @@ def make_loaders(
     if not held_out:
         raise ConfigError(f"no speaker falls into the validation split of {recipe.validation_percent} %; raise it")
     total = recipe.max_steps * recipe.batch_size
-    task.crops = SpeechCrops(samples, train, task.crop_samples, total, recipe.seed)
-    valid = SpeechCrops(samples, held_out, task.validation_samples, recipe.validation_crops, seed=0)
+    task.crops = training_crops(task, samples, train, total)
+    valid = SpeechCrops(
+        samples, held_out, task.validation_samples, recipe.validation_crops, seed=0, levels=recipe.crop_levels
+    )
     # Generators of their own: a loader draws a seed when it starts, and a resumed run starts one more.
     return (
         ResumableLoader(
@@ -104,6 +108,19 @@ def make_loaders(
         DataLoader(
             valid, recipe.validation_crops, sampler=ValidationOrder(task, len(valid)), generator=torch.Generator()
         ),
+    )  # fmt: skip
+
+
+def training_crops(task: Task, samples: np.ndarray, utterances: list[Utterance], total: int) -> SpeechCrops:
+    """Crops as the recipe wants them drawn, augmented where it asks for any effect."""
+    recipe, read, augment = task.recipe, task.crop_samples, None
+    if recipe.augment != AugmentConfig():
+        voices = [samples[u.start : u.start + u.num_samples] for u in utterances]
+        chain = Augment(recipe.augment, recipe.model.sample_rate, babble=voices)
+        read, augment = chain.source_length(read), partial(chain, num_samples=read)
+    return SpeechCrops(
+        samples, utterances, task.crop_samples, total, recipe.seed, augment=augment, levels=recipe.crop_levels,
+        speaker_exponent=recipe.speaker_exponent, join_short=recipe.join_short, read_samples=read,
     )  # fmt: skip
 
 

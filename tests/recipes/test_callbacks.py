@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from engine.errors import ConfigError
+from recipes.esc_live import tiny
 from recipes.harness import loaders, plots, record
-from recipes.harness.callbacks import Checkpoints, Stop
+from recipes.harness.callbacks import Checkpoints, Ema, Stop
 from recipes.harness.data import SpeechCrops, Utterance
 from recipes.harness.progress import Window, duration, table
 from recipes.tasks.codec import CodecTask
@@ -168,3 +169,16 @@ def test_a_second_signal_acts_at_once():
     finally:
         signal.signal(signal.SIGINT, before)
         signal.signal(signal.SIGTERM, stop.before[signal.SIGTERM])
+
+
+def test_the_average_leaves_the_data_alone():
+    """A copy of a memory map is all of it in memory."""
+
+    class Data:
+        def __deepcopy__(self, memo):
+            raise AssertionError("the data are copied")
+
+    task, average = CodecTask(tiny()), Ema(0.9)
+    task.crops = data = Data()
+    average.setup(None, task, "fit")
+    assert task.crops is data and average._average_model is not None

@@ -12,8 +12,12 @@ import torch
 
 from engine.errors import ConfigError
 from recipes import cache as cache_command
+from recipes import train
+from recipes.esc_live import base
 from recipes.export import describe_data
 from recipes.harness.data import SpeechCrops, Utterance, build_cache, data_digest, is_validation, open_cache
+from recipes.harness.loaders import training_crops
+from recipes.tasks.codec import CodecTask
 
 
 def write_manifest(folder, rows):
@@ -239,3 +243,23 @@ def test_the_validation_split_is_stable_and_of_the_asked_size():
     held_out = [name for name in names if is_validation(name, 5)]
     assert 200 < len(held_out) < 300
     assert held_out == [name for name in held_out if is_validation(name, 8)]  # a larger split contains the smaller
+
+
+def test_a_recipe_augments_training_crops_and_not_its_validation():
+    recipe = train.override(base(), ["augment.speed_probability=1", "augment.speed_factors=[1.25]", "crop_frames=10"])
+    task = CodecTask(recipe)
+    tone = np.sin(2 * np.pi * 500 * np.arange(48_000) / 16_000)
+    samples = (8000 * tone).astype(np.int16)
+    crops = training_crops(task, samples, [Utterance("a.wav", "a", 0, len(samples))], total=4)
+    assert crops.read_samples == 4000 and crops[0].shape == (3200,)
+    peak = np.abs(np.fft.rfft(crops[0].numpy() * np.hanning(3200))).argmax() * 16_000 / 3200
+    assert peak == pytest.approx(625, abs=10)  # sped up by a quarter, without a seam
+    assert training_crops(CodecTask(base()), samples, crops.utterances, 4).augment is None
+
+
+def test_settings_reach_into_the_parts_of_a_recipe():
+    assert train.override(base(), ["augment.noise_snr=[5, 15]"]).augment.noise_snr == (5, 15)
+    with pytest.raises(ConfigError, match="no field 'augment.nois'; there are speed_probability"):
+        train.override(base(), ["augment.nois=1"])
+    with pytest.raises(ConfigError, match="no field 'seed.x'"):
+        train.override(base(), ["seed.x=1"])
