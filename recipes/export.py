@@ -42,7 +42,11 @@ Not measured yet: `make quality`.
 
 ## Known weaknesses
 Trained for hours, not weeks, on little speech, much of it read English, some German and Arabic single words: other
-languages, noise, music and several talkers at once are outside of what it has seen.
+languages, noise, music and several talkers at once are outside of what it has seen. What that costs:
+
+<!-- weaknesses -->
+Not measured yet: `python -m benchmarks.weaknesses`.
+<!-- /weaknesses -->
 """
 
 
