@@ -37,6 +37,9 @@ class CodecTask(Task):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
+        weights = recipe.level_weights
+        if weights and (len(weights) != recipe.model.levels or min(weights) < 0 or sum(weights) == 0):
+            raise ConfigError(f"level_weights needs {recipe.model.levels} numbers from 0 up, not all 0; got {weights}")
         self.model = EscLive(recipe.model)
         self.mel_loss = MelLoss(recipe.model.sample_rate)
         self.loudness_loss = LoudnessLoss(recipe.model.sample_rate)
@@ -81,9 +84,8 @@ class CodecTask(Task):
         B is the share of one rank: all ranks draw the same, so that a codebook runs on all of them or on none.
         """
         rng = np.random.default_rng((self.recipe.seed, 1, step))
-        most = self.recipe.model.levels
-        counts = rng.integers(1, most + 1, batch_size)
-        counts[rng.random(batch_size) < self.recipe.full_probability] = most
+        weights = np.array(self.recipe.level_weights or [1.0] * self.recipe.model.levels)
+        counts = 1 + rng.choice(len(weights), batch_size, p=weights / weights.sum())
         return torch.from_numpy(np.sort(counts)[::-1].copy())
 
     def losses(self, wav: Tensor, levels: Tensor, bypass: bool) -> tuple[dict[str, Tensor], CodecOutput]:

@@ -20,12 +20,12 @@ from recipes.tasks import make_task
 # all levels in every crop (their draw is for the share of one rank), no restarts (they take vectors of rank 0).
 EXACT = [
     "model.channels=[16,16,16,32]", "model.codebook_dims=[4,4,4,4,4,4]", "model.codebook_size=16",
-    'model.quantizer_options={"restart_below": 0.0}', "full_probability=1", "spectrum_weight=0",
+    'model.quantizer_options={"restart_below": 0.0}', "level_weights=[0,0,0,0,0,1]", "spectrum_weight=0",
     "crop_frames=10", "batch_size=4", "start_seconds=4", "validation_percent=40", "validation_crops=2",
     "validation_frames=40", "validate_every=4", "warmup_steps=1", "decay_steps=1", "bypass_steps=0", "max_steps=4",
 ]  # fmt: skip
 # Levels drawn at random, so that some steps leave codebooks out; restarts.
-ORDINARY = ["full_probability=0", "spectrum_weight=1", 'model.quantizer_options={"restart_below": 0.5}', "batch_size=2"]
+ORDINARY = ["level_weights=[]", "spectrum_weight=1", 'model.quantizer_options={"restart_below": 0.5}', "batch_size=2"]
 
 RUNNER = """
 import sys, torch

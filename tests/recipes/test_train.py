@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 
 import lightning.pytorch as pl
 import numpy as np
@@ -89,7 +90,7 @@ def test_interrupted_equals_uninterrupted(manifest, whole, tmp_path):
     begun, resumed = json.loads((out / "run.json").read_text())["starts"]
     assert (begun["step"], resumed["step"]) == (0, 3) and resumed["recipe"] == "esc_live:tiny"
     assert begun["data_digest"] == resumed["data_digest"] and len(begun["data_digest"]) == 64
-    assert begun["versions"]["torch"] == torch.__version__
+    assert begun["versions"]["torch"] == version("torch")
     assert begun["machine"]["cores"] >= begun["machine"]["cores_allowed"] >= 1
     assert "history" not in json.loads((out / "recipe.json").read_text())
 
@@ -293,12 +294,15 @@ def test_recipes_are_found_and_overridden():
 
 
 def test_levels_depend_on_the_step_and_never_rise():
-    task = CodecTask(train.override(base(), ["full_probability=0.4"]))
+    task = CodecTask(train.override(base(), ["level_weights=[1,1,1,1,1,5]"]))
     drawn = [task.draw_levels(8, step) for step in range(200)]
     assert all(bool((d[:-1] >= d[1:]).all()) and d.min() >= 1 and d.max() <= 6 for d in drawn)
     assert all(torch.equal(d, task.draw_levels(8, step)) for step, d in enumerate(drawn))
     shares = np.bincount(torch.cat(drawn).numpy(), minlength=7)[1:] / 1600
     assert shares[5] == pytest.approx(0.5, abs=0.05) and shares[:5] == pytest.approx(0.1, abs=0.04)
+    for weights in ([1, 1], [0] * 6, [1, 1, 1, 1, 1, -1]):
+        with pytest.raises(ConfigError, match="level_weights needs 6 numbers"):
+            CodecTask(dataclasses.replace(base(), level_weights=tuple(weights)))
 
 
 def test_the_recipe_is_saved_and_read_back(whole):
