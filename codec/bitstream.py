@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from codec.header import CRC_SIZE, Header, fit_name, read_header
 from engine.errors import BitstreamError
 
-__all__ = ["Header", "fit_name", "pack", "read_header", "truncate", "unpack"]
+__all__ = ["ChunkWriter", "Header", "fit_name", "pack", "pieces", "read_header", "truncate", "unpack"]
 
 # A damaged file may declare more than it holds.  What recovery allocates is bounded by these: 8 Mi codes are 2.6 hours
 # at 9 kbit/s (64 MiB as int64); a longer file is recovered while about a twentieth of it is left (10 bits a code).
@@ -60,13 +60,42 @@ def pack(header: Header, codes: ArrayLike) -> bytes:
             + (" (-1 marks what was lost and can't be packed)" if low == -1 else "")
         )
     parts = [header.to_bytes()]
-    index = 0
     for first, count, frames in _blocks(header, range(header.num_chunks)):
         block = codes[..., first * header.frames_per_chunk :][..., : count * frames]
-        for payload in _pack_block(block, count, header.bits_per_code):
-            parts += (payload, _crc(index, payload).to_bytes(CRC_SIZE, "little"))
-            index += 1
+        parts.append(_chunks(block, first, count, header.bits_per_code))
     return b"".join(parts)
+
+
+class ChunkWriter:
+    """Packs codes that come piece by piece, for a file whose length is not known yet: the header is written last.
+
+    What `add` and `finish` return, joined, is what `pack` puts behind the header.
+    """
+
+    def __init__(self, bits_per_code: int, frames_per_chunk: int) -> None:
+        self.bits_per_code, self.frames_per_chunk = bits_per_code, frames_per_chunk
+        self.num_frames = 0
+        self._held: NDArray[np.integer] | None = None
+        self._index = 0
+
+    def add(self, codes: NDArray[np.integer]) -> bytes:
+        """Take codes (C, L, G, k), return the chunks that are full by now."""
+        self.num_frames += codes.shape[-1]
+        joined = codes if self._held is None else np.concatenate([self._held, codes], axis=-1)
+        count = joined.shape[-1] // self.frames_per_chunk
+        whole = count * self.frames_per_chunk
+        self._held = joined[..., whole:]
+        return self._write(joined[..., :whole], count) if count else b""
+
+    def finish(self) -> bytes:
+        """Return the last chunk, if one is left."""
+        if self._held is None or not self._held.shape[-1]:
+            return b""
+        return self._write(self._held, 1)
+
+    def _write(self, codes: NDArray[np.integer], count: int) -> bytes:
+        first, self._index = self._index, self._index + count
+        return _chunks(codes, first, count, self.bits_per_code)
 
 
 def unpack(data: bytes, recover: bool = False) -> tuple[Header, NDArray[np.int64], list[tuple[int, int]]]:
@@ -105,6 +134,21 @@ def unpack(data: bytes, recover: bool = False) -> tuple[Header, NDArray[np.int64
     return header, codes, _lost(header, [index for index, _ in found])
 
 
+def pieces(data: bytes) -> Iterator[NDArray[np.uint32]]:
+    """Yield the codes of a whole file as (C, L, G, k), a few hundred thousand codes at a time.
+
+    All checksums are checked before the first piece comes.  Raises BitstreamError as :func:`unpack`.
+    """
+    header = read_header(data)
+    view = memoryview(data)
+    _check_all(header, view)
+    for first, count, frames in _blocks(header, range(header.num_chunks)):
+        size = header.chunk_bytes(first)
+        joined = b"".join(view[header.offset(index) :][:size] for index in range(first, first + count))
+        block = _unpack_block(joined, count, frames, header)
+        yield np.concatenate(list(block), axis=-1)
+
+
 def truncate(data: bytes, levels: int) -> bytes:
     """Keep the first ``levels`` levels: the same bytes as packing only those.
 
@@ -138,6 +182,14 @@ def _blocks(header: Header, indices: range | list[int]) -> Iterator[tuple[int, i
         yield first, min(step, num_full - first), header.frames_per_chunk
     if short:
         yield num_full, 1, last_frames
+
+
+def _chunks(codes: NDArray[np.integer], first: int, count: int, bits: int) -> bytes:
+    """(C, L, G, count * F) -> ``count`` chunks with their checksums, the first one with index ``first``."""
+    parts: list[bytes] = []
+    for index, payload in enumerate(_pack_block(codes, count, bits), first):
+        parts += (payload, _crc(index, payload).to_bytes(CRC_SIZE, "little"))
+    return b"".join(parts)
 
 
 def _pack_block(codes: NDArray[np.integer], count: int, bits: int) -> list[bytes]:

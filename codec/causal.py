@@ -14,15 +14,30 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
+from engine.derived import Derived
 from engine.streaming import PastState, State, StateList, StreamingModule
 
 FORBIDDEN = -1e4  # exp of it is 0; unlike infinity it survives averaging
 
 
-class CausalWindowAttention(StreamingModule[PastState]):
+@dataclass
+class AttentionState(State):
+    """Keys and values of the last `num_frames` frames, (B, windows, heads, num_frames * bins, C / heads) each."""
+
+    key: Tensor
+    value: Tensor
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the past in front of keys and values (..., T * bins, c), remember the end of both."""
+        size = self.key.shape[3]
+        key, value = torch.cat([self.key, key], dim=3), torch.cat([self.value, value], dim=3)
+        self.key, self.value = (part[:, :, :, -size:].detach().contiguous() for part in (key, value))
+        return key, value
+
+
+class CausalWindowAttention(StreamingModule[AttentionState]):
     """Self-attention over `num_bins` neighbours in frequency and `num_frames` frames ending with the present one.
 
     Time is cut in blocks of `num_frames`; a block of queries looks at its own and the previous block of keys, and a
@@ -46,6 +61,7 @@ class CausalWindowAttention(StreamingModule[PastState]):
         self.register_buffer("mask", torch.where(allowed, 0.0, FORBIDDEN), persistent=False)
         self.relative_index: Tensor
         self.mask: Tensor
+        self._bias_of_step: Derived[Tensor] = Derived()
 
     def _relative_positions(self) -> tuple[Tensor, Tensor]:
         """Index into the bias table, and who may attend to whom, each (queries, keys) of one block."""
@@ -57,39 +73,53 @@ class CausalWindowAttention(StreamingModule[PastState]):
         shift = query_bin[:, None] - key_bin[None, :] + bins - 1
         return age.clamp(0, frames - 1) * (2 * bins - 1) + shift, (age >= 0) & (age < frames)
 
-    def initial_state(self, batch_size: int) -> PastState:
-        channels = self.proj.in_features
-        return PastState(self._zeros(batch_size, self.num_frames, self.height, 2 * channels))
+    def initial_state(self, batch_size: int) -> AttentionState:
+        windows, head_channels = self.height // self.num_bins, self.proj.in_features // self.num_heads
+        shape = (batch_size, windows, self.num_heads, self.num_frames * self.num_bins, head_channels)
+        return AttentionState(self._zeros(*shape), self._zeros(*shape))
 
-    def forward(self, x: Tensor, state: PastState | None = None) -> Tensor:
+    def forward(self, x: Tensor, state: AttentionState | None = None) -> Tensor:
         """(B, T, H, C) -> the same."""
         batch, frames, height, channels = x.shape
         state = self.initial_state(batch) if state is None else state
-        query, keys_values = self.qkv(x).split([channels, 2 * channels], dim=-1)
-        keys_values = state.extend(keys_values)
-        padding = -frames % self.num_frames  # later frames are masked anyway: fill up the last block
-        if padding:
-            query, keys_values = (F.pad(part, (0, 0, 0, 0, 0, padding)) for part in (query, keys_values))
-        blocks = (frames + padding) // self.num_frames
-        query = query.unflatten(1, (blocks, self.num_frames))
-        keys_values = keys_values.unflatten(1, (blocks + 1, self.num_frames))
-        keys_values = torch.cat([keys_values[:, :-1], keys_values[:, 1:]], dim=2)
-        query = self._windows(query, channels)
-        key, value = (self._windows(part, channels) for part in keys_values.split(channels, dim=-1))
-        mask = self.bias[:, self.relative_index.flatten()].unflatten(1, self.relative_index.shape) + self.mask
-        # Written out: with a learned mask the fused function falls back to this, plus a search for empty rows.
-        weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2) + mask).softmax(-1)
-        out = weights @ value
-        out = rearrange(out, "(b n w) h (t f) c -> b (n t) (w f) (h c)", b=batch, n=blocks, f=self.num_bins)
-        return self.proj(out[:, :frames])
+        shape = (batch, frames, height // self.num_bins, self.num_bins, 3, self.num_heads, channels // self.num_heads)
+        query, key, value = self.qkv(x).view(shape).permute(4, 0, 2, 5, 1, 3, 6).flatten(4, 5).unbind(0)
+        key, value = state.extend(key, value)
+        query = query * query.shape[-1] ** -0.5
+        if frames == 1:  # a live step: the state holds just what this frame may look at
+            out = self._attend(query, state.key, state.value, self._step_bias())
+        else:
+            out = self._attend_blocks(query, key, value)
+        out = out.unflatten(3, (frames, self.num_bins)).permute(0, 3, 1, 4, 2, 5)  # (B, T, windows, bins, heads, c)
+        return self.proj(out.reshape(x.shape))
 
-    def _windows(self, x: Tensor, channels: int) -> Tensor:
-        """(B, blocks, frames, H, C) -> (B * blocks * windows, heads, frames * bins, C / heads)."""
-        return rearrange(x, "b n t (w f) (h c) -> (b n w) h (t f) c", f=self.num_bins, h=self.num_heads)
+    def _attend_blocks(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Queries (B, windows, heads, T * bins, c), keys and values of `num_frames` more -> as the queries."""
+        size, length = self.num_frames * self.num_bins, query.shape[3]
+        padding = -length % size  # later frames are masked anyway: fill up the last block
+        if padding:
+            query, key, value = (F.pad(part, (0, 0, 0, padding)) for part in (query, key, value))
+        query = query.unflatten(3, (-1, size))
+        key, value = (part.unflatten(3, (-1, size)) for part in (key, value))
+        key, value = (torch.cat([part[:, :, :, :-1], part[:, :, :, 1:]], dim=4) for part in (key, value))
+        bias = self.bias[:, self.relative_index.flatten()].unflatten(1, self.relative_index.shape) + self.mask
+        return self._attend(query, key, value, bias[:, None]).flatten(3, 4)[:, :, :, :length]
+
+    @staticmethod
+    def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        # Written out: with a learned mask the fused function falls back to this, plus a search for empty rows.
+        return (query @ key.transpose(-1, -2) + bias).softmax(-1) @ value
+
+    def _step_bias(self) -> Tensor:
+        """(heads, bins, num_frames * bins): the bias of one frame of queries to itself and the frames before it."""
+        index = self.relative_index[: self.num_bins, self.num_bins : (self.num_frames + 1) * self.num_bins]
+        return self._bias_of_step.get(self.bias, lambda: self.bias[:, index.flatten()].unflatten(1, index.shape))
 
 
 class CausalDepthwiseConv(StreamingModule[PastState]):
     """3 x 3 depthwise convolution over frequency (centred) and time (present and two frames back)."""
+
+    SMALL = 4096  # numbers in one frame
 
     def __init__(self, channels: int, height: int) -> None:
         super().__init__()
@@ -102,16 +132,21 @@ class CausalDepthwiseConv(StreamingModule[PastState]):
     def forward(self, x: Tensor, state: PastState | None = None) -> Tensor:
         """(B, T, H, C) -> the same. The permuted view is what the convolution calls channels last: no copy."""
         state = self.initial_state(len(x)) if state is None else state
-        padded = F.pad(state.extend(x), (0, 0, 1, 1)).permute(0, 3, 1, 2)
+        padded = F.pad(state.extend(x), (0, 0, 1, 1))
+        if (
+            x.shape[1] == 1 and x.numel() <= self.SMALL
+        ):  # one frame of a few sessions: setting up the convolution would take longer
+            shifted = [padded[:, :, i : i + self.height] * self.weight[:, i, None] for i in range(3)]
+            return (shifted[0] + shifted[1] + shifted[2]).sum(1, keepdim=True)
         kernel = self.weight.permute(2, 0, 1).unsqueeze(1)
-        return F.conv2d(padded, kernel, groups=len(kernel)).permute(0, 2, 3, 1)
+        return F.conv2d(padded.permute(0, 3, 1, 2), kernel, groups=len(kernel)).permute(0, 2, 3, 1)
 
 
 @dataclass
 class BlockState(State):
     """State of a `CausalBlock`."""
 
-    attention: PastState
+    attention: AttentionState
     conv: PastState
 
 
@@ -172,7 +207,7 @@ class FrequencyMerge(nn.Module):
         nn.init.orthogonal_(self.proj.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(rearrange(x, "b t (h two) c -> b t h (two c)", two=2))
+        return self.proj(x.reshape(*x.shape[:2], x.shape[2] // 2, 2 * x.shape[3]))
 
 
 class FrequencySplit(nn.Module):
@@ -185,4 +220,4 @@ class FrequencySplit(nn.Module):
             self.proj.weight.copy_(merge.proj.weight.T)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rearrange(self.proj(x), "b t h (two c) -> b t (h two) c", two=2)
+        return self.proj(x).reshape(*x.shape[:2], 2 * x.shape[2], -1)

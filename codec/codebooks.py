@@ -16,7 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.vectors import all_reduce_, broadcast_, kmeans, nearest, rotate, statistics, straight_through
+from codec.vectors import (
+    Prepared,
+    all_reduce_,
+    broadcast_,
+    kmeans,
+    nearest,
+    prepare,
+    rotate,
+    search,
+    statistics,
+    straight_through,
+)
+from engine.derived import Derived
 from engine.errors import ConfigError
 
 Gradient = Literal["straight_through", "rotation"]
@@ -46,6 +58,7 @@ class Quantizer(nn.Module, ABC):
         if dim < 1 or codebook_size < 2:
             raise ConfigError(f"A codebook needs dim >= 1 and codebook_size >= 2, got {dim} and {codebook_size}.")
         self.dim, self.codebook_size, self.gradient = dim, codebook_size, gradient
+        self._prepared: Derived[Prepared] = Derived()
 
     @abstractmethod
     def table(self) -> Tensor:
@@ -53,7 +66,11 @@ class Quantizer(nn.Module, ABC):
 
     def encode(self, z: Tensor) -> Tensor:
         """z (M, d) -> codes (M,) int64: the nearest entry, the lowest index on ties."""
-        return nearest(z, self.table())
+        table = self.table()
+        if self.training:
+            return nearest(z, table)
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            return search(z, self._prepared.get(table, lambda: prepare(table)))
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes (...) -> entries (..., d)."""

@@ -5,6 +5,8 @@ Shapes: M vectors, d codebook dimension, K codebook entries.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -29,16 +31,33 @@ def nearest(z: Tensor, table: Tensor, offset: Tensor | None = None) -> Tensor:
     last bit may differ, and a near-tie may fall the other way.
     """
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        num_vectors = len(z)
-        z, table = z.detach().float(), table.detach().float()
-        if offset is None:
-            offset = table.square().sum(1)
-        offset = offset.float()
-        if num_vectors % _ROW_TILE:
-            z = F.pad(z, (0, 0, 0, _ROW_TILE - num_vectors % _ROW_TILE))
-        columns = table.t().contiguous()
-        codes = [_first_minimum(torch.addmm(offset, rows, columns, alpha=-2)) for rows in z.split(_ROWS)]
-        return torch.cat(codes)[:num_vectors]
+        return search(z, prepare(table, offset))
+
+
+class Prepared(NamedTuple):
+    """A table as the search wants it: entries as columns (d, K), and the offset of each (K,)."""
+
+    columns: Tensor
+    offset: Tensor
+
+
+@torch.no_grad()
+def prepare(table: Tensor, offset: Tensor | None = None) -> Prepared:
+    """table (K, d) and an offset (K,) in place of |e|^2 -> what `search` takes; worth keeping where tables stay."""
+    table = table.detach().float()
+    offset = table.square().sum(1) if offset is None else offset.float()
+    return Prepared(table.t().contiguous(), offset)
+
+
+def search(z: Tensor, prepared: Prepared) -> Tensor:
+    """`nearest` in a prepared table: z (M, d) -> (M,) int64."""
+    num_vectors = len(z)
+    z = z.detach().float()
+    if num_vectors % _ROW_TILE:
+        z = F.pad(z, (0, 0, 0, _ROW_TILE - num_vectors % _ROW_TILE))
+    parts = z.split(_ROWS) if len(z) > _ROWS else (z,)
+    codes = [_first_minimum(torch.addmm(prepared.offset, rows, prepared.columns, alpha=-2)) for rows in parts]
+    return (torch.cat(codes) if len(codes) > 1 else codes[0])[:num_vectors]
 
 
 def _first_minimum(distance: Tensor) -> Tensor:
