@@ -110,7 +110,7 @@ def ours(model: Codec, levels: Sequence[int] | None = None) -> Coder:
     def code(signal: Signal) -> list[Coded]:
         """Encode once, cut the file down to each rate, decode."""
         codes = files.encode_channels(model, torch.from_numpy(signal)[None])
-        data = bitstream.pack(files.make_header(model, RATE, len(signal), codes), codes)
+        data = bitstream.pack(files.make_header(model, RATE, len(signal), codes.shape), codes)
         coded = []
         for count in chosen:
             cut = bitstream.truncate(data, count)

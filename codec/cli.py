@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,12 @@ from codec.paths import (
 from engine.errors import ConfigError, SpeechError
 
 if TYPE_CHECKING:
-    from codec.files import Report
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from codec.files import Progress, Report
+
+    Do = Callable[[Job, Progress], Report]
 
 DEFAULT_MODEL = "esc_live"
 
@@ -75,13 +81,15 @@ def encode(
         raise SpeechError(f"the last path is the output, and {output} is an audio name; name a {CODED_SUFFIX} file")
     jobs = plan_jobs(inputs, output, source_suffixes=AUDIO_SUFFIXES, target_suffix=CODED_SUFFIX)
 
-    def prepare() -> "Callable[[Job], Report]":
+    def prepare() -> "Do":
         from codec.files import encode_file, load_model
 
         _set_up_torch(device, threads)
         loaded = load_model(model, device)
         levels = None if bitrate is None else loaded.config.levels_for(bitrate * 1000)
-        return lambda job: encode_file(loaded, job.source, job.target, levels=levels, mono=mono, force=force)
+        return lambda job, progress: encode_file(
+            loaded, job.source, job.target, levels=levels, mono=mono, force=force, progress=progress
+        )
 
     _run(jobs, prepare, force=force, as_json=as_json)
 
@@ -106,11 +114,13 @@ def decode(
     coded = frozenset({CODED_SUFFIX})
     jobs = plan_jobs(inputs, output, source_suffixes=coded, target_suffix=".wav")
 
-    def prepare() -> "Callable[[Job], Report]":
+    def prepare() -> "Do":
         from codec.files import decode_file
 
         _set_up_torch(device, threads)
-        return lambda job: decode_file(job.source, job.target, model=model, device=device, recover=recover, force=force)
+        return lambda job, progress: decode_file(
+            job.source, job.target, model=model, device=device, recover=recover, force=force, progress=progress
+        )
 
     _run(jobs, prepare, force=force, as_json=as_json)
 
@@ -217,17 +227,14 @@ def _set_up_torch(device: str, threads: int) -> None:
         raise ConfigError("this machine or this build of torch has no CUDA device; use --device cpu")
 
 
-def _run(jobs: list[Job], prepare: "Callable[[], Callable[[Job], Report]]", *, force: bool, as_json: bool) -> None:
+def _run(jobs: list[Job], prepare: "Callable[[], Do]", *, force: bool, as_json: bool) -> None:
     """Run the jobs; of several, a bad one does not stop the rest but is listed at the end with exit status 1."""
     if as_json and jobs[0].target == STDIO:
         raise SpeechError("--json and output - both need stdout; name an output file")
-    failed: list[tuple[Job, Exception]] = []
     if len(jobs) == 1:
         make_folder(jobs[0])
         check_target(jobs[0].target, force)  # before seconds go into loading a model
-        reports = [prepare()(jobs[0])]
-    else:
-        reports, failed = _run_batch(jobs, prepare())
+    reports, failed = _run_all(jobs, prepare())
     if as_json:
         failures = [{"source": job.source, "error": str(error)} for job, error in failed]
         print(json.dumps({"files": [asdict(report) for report in reports], "failed": failures}, indent=1))
@@ -244,19 +251,31 @@ def _run(jobs: list[Job], prepare: "Callable[[], Callable[[Job], Report]]", *, f
         raise typer.Exit(1)
 
 
-def _run_batch(jobs: list[Job], do: "Callable[[Job], Report]") -> "tuple[list[Report], list[tuple[Job, Exception]]]":
+def _run_all(jobs: list[Job], do: "Do") -> "tuple[list[Report], list[tuple[Job, Exception]]]":
+    """Run the jobs under one progress bar; the error of a single one is raised, those of several are returned."""
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
     reports: list[Report] = []
     failed: list[tuple[Job, Exception]] = []
     console = Console(stderr=True)
-    for job in track(jobs, "", console=console, disable=not console.is_terminal, transient=True):
-        try:
-            make_folder(job)
-            reports.append(do(job))
-        except BrokenPipeError:
-            raise
-        except (SpeechError, OSError) as error:
-            failed.append((job, error))
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=len(jobs))
+        for i, job in enumerate(jobs):
+            show = partial(_advance, bar, task, i)
+            try:
+                make_folder(job)
+                reports.append(do(job, show))
+            except BrokenPipeError:
+                raise
+            except (SpeechError, OSError) as error:
+                if len(jobs) == 1:
+                    raise
+                failed.append((job, error))
+            show(1, 1)
     return reports, failed
+
+
+def _advance(bar: "Bar", task: "TaskID", jobs_done: int, done: float, total: float) -> None:
+    """Draw the share of the present job on top of the jobs that are done."""
+    bar.update(task, completed=jobs_done + min(1, done / total) if total else jobs_done)

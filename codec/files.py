@@ -1,15 +1,16 @@
 """Whole files: audio -> .esc and .esc -> audio, any sample rate and channel count, every sample accounted for.
 
-Files are read and written in blocks, channels are coded one after the other, and models work through long signals in
-pieces: memory grows only by the signal at the rate of the model (twice 230 MB per hour and channel at 16 kHz).
+Files go through piece by piece, by the same stages as live audio (`codec.stream`), in constant memory however long they
+are. Only what is damaged is put together whole.
 """
 
 import io
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -17,14 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import codec
-from codec import bitstream
+from codec import bitstream, stream
 from codec.model import Codec
-from codec.paths import STDIO, check_target, read_bytes, write_bytes
+from codec.paths import STDIO, check_target, open_output, read_bytes
 from engine import audio, checkpoint
 from engine.errors import BitstreamError, CheckpointError
+from engine.pipeline import Limit, Resample, run
 
 Codes = NDArray[np.integer]
+Progress = Callable[[float, float], None]  # seconds done, seconds in all
+PIECE_FRAMES = 512  # decoded at a time
 FADE_SECONDS = 0.005  # at the borders of concealed parts, so that they don't click
+
+
+def silent(done: float, total: float) -> None:
+    """No progress is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +73,66 @@ def load_model(name: str, device: str = "cpu") -> Codec:
 
 
 def encode_file(
-    model: Codec, source: str, target: str, *, levels: int | None = None, mono: bool = False, force: bool = False
+    model: Codec,
+    source: str,
+    target: str,
+    *,
+    levels: int | None = None,
+    mono: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> Report:
-    """Encode an audio file (or `-`) to an .esc file (or `-`)."""
+    """Encode an audio file (or `-`) to an .esc file (or `-`), in constant memory; stdin and stdout are held whole.
+
+    `progress` is called with the seconds done and the seconds that the file announces.
+    """
     check_target(target, force)
     start = time.perf_counter()
-    wav, sample_rate, num_samples = _load(source, model.config.sample_rate, mono)
-    codes = encode_channels(model, wav, levels)
-    header = make_header(model, sample_rate, num_samples, codes)
-    data = bitstream.pack(header, codes)
-    write_bytes(target, data)
-    return _report(source, target, header, model, len(data), start)
+    readable = _readable(source)
+    native = audio.probe(readable)
+    if isinstance(readable, io.BytesIO):
+        readable.seek(0)
+    channels = 1 if mono else native.channels
+    # Each channel on its own, not as a batch: a file's codes must not depend on how many channels it has.
+    encoders = [stream.encoder(model, levels) for _ in range(channels)]
+    resampler = audio.Resampler(native.sample_rate, model.config.sample_rate, channels)
+    device = next(model.parameters()).device
+    num_samples = 0
+    with open_output(target) as file:
+        writer = EscWriter(file, model, native.sample_rate, channels, levels or model.config.levels)
+        for block in audio.blocks(readable, mono=mono):
+            num_samples += block.shape[1]
+            at_rate = resampler.push(block).to(device)
+            writer.add([encoder.push(row[None]) for encoder, row in zip(encoders, at_rate, strict=True)])
+            progress(num_samples / native.sample_rate, native.duration)
+        rest = resampler.flush().to(device)
+        writer.add([encoder.push(row[None]) + encoder.flush() for encoder, row in zip(encoders, rest, strict=True)])
+        header, size = writer.finish(num_samples)
+    return _report(source, target, header, model, size, start)
+
+
+class EscWriter:
+    """Writes codes as an .esc file while they come; the header, which tells how many, goes in front at the end."""
+
+    def __init__(self, file: BinaryIO, model: Codec, sample_rate: int, channels: int, levels: int) -> None:
+        self._file, self._model = file, model
+        self._header = make_header(model, sample_rate, 1, (channels, levels, model.config.num_groups, 1))
+        self._chunks = bitstream.ChunkWriter(self._header.bits_per_code, self._header.frames_per_chunk)
+        file.write(self._header.to_bytes())  # of the right size; the right numbers come in `finish`
+
+    def add(self, channels: list[list[Tensor]]) -> None:
+        """Take the new pieces (1, L, G, k) of every channel, equally long in all."""
+        for pieces in zip(*channels, strict=True):
+            self._file.write(self._chunks.add(torch.cat(pieces).cpu().numpy()))
+
+    def finish(self, num_samples: int) -> tuple[bitstream.Header, int]:
+        """Complete the file; return its header and its size in bytes."""
+        self._file.write(self._chunks.finish())
+        header = replace(self._header, num_samples=num_samples, num_frames=self._chunks.num_frames)
+        size = self._file.tell()
+        self._file.seek(0)
+        self._file.write(header.to_bytes())
+        return header, size
 
 
 def decode_file(
@@ -86,6 +143,7 @@ def decode_file(
     device: str = "cpu",
     recover: bool = False,
     force: bool = False,
+    progress: Progress = silent,
 ) -> Report:
     """Decode an .esc file (or `-`) to an audio file (or `-`, as wav); `model` None takes the one the file names.
 
@@ -93,12 +151,40 @@ def decode_file(
     """
     check_target(target, force)
     data = read_bytes(source)
-    header, codes, lost = bitstream.unpack(data, recover=recover)
+    if recover:
+        header, codes, lost = bitstream.unpack(data, recover=True)
+    else:
+        header, lost = bitstream.read_header(data), []
     loaded = load_for(header, model, device)
     start = time.perf_counter()
-    wav = decode_channels(loaded, header, codes, lost)
-    audio.save(target, _at_rate(wav, loaded.config.sample_rate, header), header.sample_rate)
+    rate = loaded.config.sample_rate
+    if lost:
+        wav: Iterable[Tensor] = decode_channels(loaded, header, codes, lost).split(10 * rate, dim=1)
+    else:
+        wav = _decoded(loaded, header, bitstream.pieces(data), progress)
+    audio.save(target, _at_rate(wav, rate, header), header.sample_rate)
     return _report(source, target, header, loaded, len(data), start, lost)
+
+
+def _decoded(model: Codec, header: bitstream.Header, pieces: Iterable[Codes], progress: Progress) -> Iterator[Tensor]:
+    """Yield the samples (C, n) of codes that come in pieces (C, L, G, k), exactly as many as the header tells."""
+    check_frames(model, header)
+    device = next(model.parameters()).device
+    decoders = [stream.decoder(model) for _ in range(header.channels)]
+    limit = Limit(model_samples(header, model.config.sample_rate))
+    done = 0
+    for piece in pieces:
+        for codes in np.array_split(piece, -(-piece.shape[-1] // PIECE_FRAMES), axis=-1):
+            rows = torch.from_numpy(codes.astype(np.int64))[:, None].to(device)
+            yield from _joined([decoder.push(row) for decoder, row in zip(decoders, rows, strict=True)], limit)
+            done += codes.shape[-1]
+            progress(header.seconds(done), header.duration)
+    yield from _joined([decoder.flush() for decoder in decoders], limit)
+
+
+def _joined(channels: list[list[Tensor]], limit: Limit) -> Iterator[Tensor]:
+    for pieces in zip(*channels, strict=True):
+        yield from limit.push(torch.cat(pieces).cpu())
 
 
 @torch.no_grad()
@@ -115,12 +201,7 @@ def decode_channels(
     model: Codec, header: bitstream.Header, codes: Codes, lost: list[tuple[int, int]] | None = None
 ) -> Tensor:
     """Decode codes (C, L, G, T) to (C, N) at the rate of the model, with silence for the `lost` frames."""
-    num_samples = model_samples(header, model.config.sample_rate)
-    if codes.shape[-1] != model.num_frames(num_samples):
-        raise BitstreamError(
-            f"{header.num_samples} samples are {model.num_frames(num_samples)} frames of {model.name}, "
-            f"but the file has {codes.shape[-1]}; it was not written with this model"
-        )
+    num_samples = check_frames(model, header)
     device = next(model.parameters()).device
     wav = torch.zeros(len(codes), num_samples)
     for channel, channel_codes in enumerate(codes):
@@ -132,9 +213,21 @@ def decode_channels(
     return wav
 
 
-def make_header(model: Codec, sample_rate: int, num_samples: int, codes: Codes) -> bitstream.Header:
-    """Describe codes (C, L, G, T) of a sound that had `num_samples` samples per channel at `sample_rate`."""
-    channels, levels, groups, frames = codes.shape
+def check_frames(model: Codec, header: bitstream.Header) -> int:
+    """Return the samples of one channel at the model's rate; BitstreamError unless the frames are as many as those
+    have."""
+    num_samples = model_samples(header, model.config.sample_rate)
+    if header.num_frames != model.num_frames(num_samples):
+        raise BitstreamError(
+            f"{header.num_samples} samples are {model.num_frames(num_samples)} frames of {model.name}, "
+            f"but the file has {header.num_frames}; it was not written with this model"
+        )
+    return num_samples
+
+
+def make_header(model: Codec, sample_rate: int, num_samples: int, shape: Sequence[int]) -> bitstream.Header:
+    """Describe codes of `shape` (C, L, G, T) of a sound of `num_samples` samples per channel at `sample_rate`."""
+    channels, levels, groups, frames = shape
     return bitstream.Header(
         sample_rate=sample_rate,
         num_samples=num_samples,
@@ -175,36 +268,20 @@ def load_for(header: bitstream.Header, choice: str | None = None, device: str = 
     return model
 
 
-def _load(source: str, sample_rate: int, mono: bool) -> tuple[Tensor, int, int]:
-    """Read (C, N) at `sample_rate`, the file's own rate and its own number of samples.
-
-    Only the resampled signal is kept: an hour in stereo at 44.1 kHz would be 1.3 GB.
-    """
-    readable: str | io.BytesIO = source
-    if source == STDIO:
-        readable = io.BytesIO(read_bytes(source))
-        readable.name = "standard input"
-    native = audio.probe(readable)
-    if isinstance(readable, io.BytesIO):
-        readable.seek(0)
-    resampler = audio.Resampler(native.sample_rate, sample_rate, 1 if mono else native.channels)
-    num_samples, pieces = 0, []
-    for block in audio.blocks(readable, mono=mono):
-        num_samples += block.shape[1]
-        pieces.append(resampler.push(block))
-    pieces.append(resampler.flush())
-    return torch.cat(pieces, dim=1), native.sample_rate, num_samples
+def _readable(source: str) -> str | io.BytesIO:
+    """A path, or standard input as a file that can be read twice."""
+    if source != STDIO:
+        return source
+    readable = io.BytesIO(read_bytes(source))
+    readable.name = "standard input"
+    return readable
 
 
-def _at_rate(wav: Tensor, sample_rate: int, header: bitstream.Header) -> Iterator[Tensor]:
-    """Yield (C, n) pieces at the file's rate, its exact number of samples in all."""
-    resampler = audio.Resampler(sample_rate, header.sample_rate, len(wav))
-    remaining = header.num_samples
-    for piece in (*wav.split(10 * sample_rate, dim=1), None):
-        out = resampler.flush() if piece is None else resampler.push(piece)
-        yield out[:, :remaining]
-        remaining -= min(remaining, out.shape[1])
-    assert remaining == 0, "going to the rate of the model and back never loses samples"
+def _at_rate(wav: Iterable[Tensor], sample_rate: int, header: bitstream.Header) -> Iterator[Tensor]:
+    """Yield the pieces (C, n) at the file's rate, its exact number of samples in all."""
+    limit = Limit(header.num_samples)
+    yield from run(wav, Resample(sample_rate, header.sample_rate, header.channels), limit)
+    assert limit.passed == header.num_samples, "going to the rate of the model and back never loses samples"
 
 
 def _decode_around(model: Codec, codes: Tensor, lost: list[tuple[int, int]], wav: Tensor) -> None:

@@ -1,10 +1,13 @@
 """What the commands need of the file system: which input goes to which output, and writing without half files."""
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from engine.errors import AudioError, SpeechError
 from engine.files import replacing
@@ -81,19 +84,31 @@ def read_bytes(source: str) -> bytes:
     return path.read_bytes()
 
 
-def write_bytes(target: str | Path, data: bytes) -> None:
-    """Write a whole file, or stdout for `-`; a reader sees the old file or all of the new one, never a part."""
-    if str(target) == STDIO:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
+@contextlib.contextmanager
+def open_output(target: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing and seeking; a reader sees the old file or all of the new one, never a part.
+
+    What goes to stdout (`-`) or into a pipe is held until it is complete, because neither can be seeked.
+    """
     path = Path(target)
-    if path.exists() and not path.is_file():  # a pipe or /dev/null must be written, not replaced
-        path.write_bytes(data)
+    if str(target) != STDIO and (path.is_file() or not path.exists()):
+        # The new file goes beside a link's target, so that a link stays a link.
+        with replacing(path.resolve()) as partial, partial.open("rb+") as file:
+            yield file
         return
-    # The new file goes beside a link's target, so that a link stays a link.
-    with replacing(path.resolve()) as partial:
-        partial.write_bytes(data)
+    held = io.BytesIO()
+    yield held
+    if str(target) != STDIO:
+        path.write_bytes(held.getbuffer())
+        return
+    sys.stdout.buffer.write(held.getbuffer())
+    sys.stdout.buffer.flush()
+
+
+def write_bytes(target: str | Path, data: bytes) -> None:
+    """Write a whole file, or stdout for `-`."""
+    with open_output(target) as file:
+        file.write(data)
 
 
 def _expand(inputs: Sequence[str], suffixes: frozenset[str]) -> Iterator[tuple[str, Path]]:
