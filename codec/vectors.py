@@ -53,6 +53,8 @@ def search(z: Tensor, prepared: Prepared) -> Tensor:
     """`nearest` in a prepared table: z (M, d) -> (M,) int64."""
     num_vectors = len(z)
     z = z.detach().float()
+    if torch.compiler.is_compiling():  # an exported graph is for any number of vectors: no cases
+        return torch.addmm(prepared.offset, z, prepared.columns, alpha=-2).argmin(1)
     if num_vectors % _ROW_TILE:
         z = F.pad(z, (0, 0, 0, _ROW_TILE - num_vectors % _ROW_TILE))
     parts = z.split(_ROWS) if len(z) > _ROWS else (z,)

@@ -20,7 +20,8 @@ class Derived(Generic[T]):
 
     def get(self, source: Tensor, compute: Callable[[], T]) -> T:
         """The value for `source` as it is now. In-place changes, new storage and new tensors all count as changes."""
-        if torch.is_grad_enabled() or source.is_inference():  # inference tensors do not count their changes
+        # Inference tensors do not count their changes; an exported graph has no memory.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or source.is_inference():
             return compute()
         key = (source, source._version, source.data_ptr())
         # Holding the tensor itself: its address cannot be given to another one meanwhile.
