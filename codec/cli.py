@@ -1,4 +1,4 @@
-"""The command `codec`: encode, decode, info, truncate, evaluate, import-esc.
+"""The command `codec`: encode, decode, info, truncate, stream, evaluate, import-esc.
 
 torch takes seconds to import, so a command imports what it needs when it runs; `codec --help` needs none of it.
 Results go to stdout, everything else to stderr. Exit status: 0 done, 1 some of several files failed, 2 error.
@@ -27,6 +27,7 @@ from codec.paths import (
     read_bytes,
     write_bytes,
 )
+from codec.stream_cli import app as stream_app
 from engine.errors import ConfigError, SpeechError
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain usage errors, and no half second spent on drawing boxes
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(stream_app)
 
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]

@@ -247,24 +247,34 @@ def model_samples(header: bitstream.Header, model_rate: int) -> int:
     return math.ceil(header.num_samples * model_rate / header.sample_rate)
 
 
-def load_for(header: bitstream.Header, choice: str | None = None, device: str = "cpu") -> Codec:
-    """Load the model a file was coded with; another one is an error that names both, never noise.
+def find_model(name: str, model_id: bytes, choice: str | None = None) -> str:
+    """The name or folder to load for something that was coded with the model `name`.
 
     Without a `choice` only shipped models are considered: a file must not decide which folder is opened or what is
     downloaded.
     """
-    wanted = f"{header.model_name!r} (id {header.model_id.hex()})"
-    shipped = {bitstream.fit_name(name): name for name in checkpoint.shipped()}
-    if choice is None and header.model_name not in shipped:
+    shipped = {bitstream.fit_name(known): known for known in checkpoint.shipped()}
+    if choice is None and name not in shipped:
         raise CheckpointError(
-            f"the file was coded with the model {wanted}, which is not shipped; --model gives its folder"
+            f"it was coded with the model {name!r} (id {model_id.hex()}), which is not shipped; "
+            "--model gives its folder"
         )
-    model = load_model(choice or shipped[header.model_name], device)
-    if model.model_id != header.model_id:
+    return choice or shipped[name]
+
+
+def check_model(model: Codec, name: str, model_id: bytes) -> None:
+    """Raise CheckpointError, naming both, unless `model` is the one that something was coded with."""
+    if model.model_id != model_id:
         raise CheckpointError(
-            f"the file was coded with the model {wanted}, not with {model.name!r} (id {model.model_id.hex()}); "
-            "--model gives the folder of the right one"
+            f"it was coded with the model {name!r} (id {model_id.hex()}), not with {model.name!r} "
+            f"(id {model.model_id.hex()}); --model gives the folder of the right one"
         )
+
+
+def load_for(header: bitstream.Header, choice: str | None = None, device: str = "cpu") -> Codec:
+    """Load the model a file was coded with; another one is an error that names both, never noise."""
+    model = load_model(find_model(header.model_name, header.model_id, choice), device)
+    check_model(model, header.model_name, header.model_id)
     return model
 
 

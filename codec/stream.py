@@ -60,27 +60,28 @@ def encoder(model: Codec, levels: int | None = None, frames: int = CHUNK_FRAMES)
     """A pipeline from ragged chunks (1, n) at the model's rate to codes (1, L, G, k), `frames` of them at a time."""
     if isinstance(model, Esc):
         return Pipeline(EscEncodeStage(model, levels))
-    model = _live(model)
+    model = live(model)
     unit = model.config.samples_per_frame
     return Pipeline(Rebuffer(frames * unit, tail=model.istft.delay, unit=unit), EncodeStage(model, levels))
 
 
 def decoder(model: Codec) -> Pipeline:
     """A pipeline from codes (1, L, G, k) to (1, n) at the model's rate, with some padding after the signal's end."""
-    return Pipeline(EscDecodeStage(model) if isinstance(model, Esc) else DecodeStage(_live(model)))
+    return Pipeline(EscDecodeStage(model) if isinstance(model, Esc) else DecodeStage(live(model)))
 
 
 def live_encoder(model: Codec, sample_rate: int, levels: int | None = None, frames: int = 1) -> Pipeline:
     """A pipeline from ragged chunks (1, n) at `sample_rate` to codes (1, L, G, k), `frames` of them at a time."""
-    return Pipeline(Resample(sample_rate, model.config.sample_rate), *encoder(_live(model), levels, frames).stages)
+    return Pipeline(Resample(sample_rate, model.config.sample_rate), *encoder(live(model), levels, frames).stages)
 
 
 def live_decoder(model: Codec, sample_rate: int) -> Pipeline:
     """A pipeline from codes (1, L, G, k) to chunks (1, n) at `sample_rate`."""
-    return Pipeline(*decoder(_live(model)).stages, Resample(model.config.sample_rate, sample_rate))
+    return Pipeline(*decoder(live(model)).stages, Resample(model.config.sample_rate, sample_rate))
 
 
-def _live(model: Codec) -> EscLive:
+def live(model: Codec) -> EscLive:
+    """The model, if it can code live; ConfigError if not."""
     if not isinstance(model, EscLive):
         raise ConfigError(
             f"{model.name} ({model.kind}) looks {1000 * model.delay / model.config.sample_rate:.0f} ms ahead and "

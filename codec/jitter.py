@@ -1,0 +1,96 @@
+"""What the receiver of packets does first: bring them in order, notice what is missing, use what rides along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from codec.packets import Codes, Packet, sequence_distance
+from engine.errors import ConfigError
+
+# A longer jump, or a packet that comes later than that, is a new start, not a loss: a sender that was restarted.
+MAX_GAP = 250
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """The frames of one packet as they are to be played: codes (L, G, k), or None, then `silence` or a loss."""
+
+    frames: int
+    codes: Codes | None
+    silence: bytes | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing is known of these frames."""
+        return self.codes is None and self.silence is None
+
+
+class JitterBuffer:
+    """Packets in any order in, every slot once and in order out.
+
+    A gap is waited for until `depth` packets from behind it have come; then what redundancy can tell of the missing
+    frames is used, and the rest is lost. Packets that come twice, or after they were given up, are dropped and counted.
+    While the sender is silent (discontinuous transmission), missing packets are silence, not losses.
+    """
+
+    def __init__(self, frames_per_packet: int, depth: int = 0) -> None:
+        if depth < 0:
+            raise ConfigError(f"the depth of the buffer is 0 packets or more, not {depth}")
+        self.frames, self.depth = frames_per_packet, depth
+        self.num_dropped = 0
+        self._held: dict[int, Packet] = {}  # by slots after the next one to play
+        self._next: int | None = None
+        self._silence: bytes | None = None
+
+    def push(self, packet: Packet) -> list[Slot]:
+        """Take a packet, return the slots that can be played now."""
+        if self._next is None:
+            self._next = packet.sequence
+        ahead = sequence_distance(packet.sequence, self._next)
+        if abs(ahead) > MAX_GAP:
+            slots = self.flush()
+            self._next, ahead = packet.sequence, 0
+        elif ahead < 0 or ahead in self._held:
+            self.num_dropped += 1
+            return []
+        else:
+            slots = []
+        self._held[ahead] = packet
+        while self._held and (0 in self._held or len(self._held) > self.depth):
+            slots.append(self._play())
+        return slots
+
+    def flush(self) -> list[Slot]:
+        """No more packets come: return what is held, with the gaps in between."""
+        slots = []
+        while self._held:
+            slots.append(self._play())
+        return slots
+
+    def _play(self) -> Slot:
+        packet = self._held.get(0)
+        slot = self._recovered() if packet is None else self._slot(packet)
+        assert self._next is not None
+        self._held = {ahead - 1: later for ahead, later in self._held.items() if ahead}
+        self._next += 1
+        return slot
+
+    def _slot(self, packet: Packet) -> Slot:
+        self._silence = packet.silence if packet.is_silence else None
+        # The last packet of a sound may have fewer frames; none has more, or it would play into the next one's time.
+        codes = None if packet.codes is None else packet.codes[..., : self.frames]
+        return Slot(self.frames if codes is None else codes.shape[-1], codes, self._silence)
+
+    def _recovered(self) -> Slot:
+        """The missing slot from the redundancy of later packets: as much of its end as they tell."""
+        known: dict[int, Codes] = {}
+        for ahead, packet in self._held.items():
+            first = ahead * self.frames - len(packet.redundant)  # in frames after the beginning of the missing slot
+            known |= {first + i: codes for i, codes in enumerate(packet.redundant) if 0 <= first + i < self.frames}
+        if self._silence is not None and not known:
+            return Slot(self.frames, None, self._silence)
+        if len(known) < self.frames:  # a part of a slot would need a frame rate of its own; a whole one is the rule
+            return Slot(self.frames, None)
+        return Slot(self.frames, np.stack([known[i] for i in range(self.frames)], axis=-1)[None])
