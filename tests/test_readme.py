@@ -51,6 +51,48 @@ def test_examples_run(folder: Path, root: Path) -> None:
     assert (folder / "copy.wav").read_bytes() == (folder / "decoded.wav").read_bytes()
 
 
+LIVE = re.compile(r"^\$ (.*codec stream .*)$", re.MULTILINE)
+# A microphone, a loudspeaker and a network made of files. What comes from a microphone has a header without a length.
+FAKES = {
+    "arecord": "head -c 40 speech48.wav; printf '\\0\\0\\0\\0'; tail -c +45 speech48.wav",
+    "aplay": "cat > played",
+    "sox": 'case "$*" in *"-d -t wav"*) cat speech.wav;; *) cat > played;; esac',
+    "ffmpeg": "tail -c +45 speech.wav",
+    "nc": 'case "$*" in "-l "*) cat network;; *) cat > network;; esac',
+}
+
+
+def test_live_examples_run_with_files_in_place_of_a_microphone(folder: Path, root: Path) -> None:
+    from engine import audio
+
+    wav, rate = audio.load(folder / "speech.wav")
+    audio.save(folder / "speech48.wav", audio.resample(wav[:1], rate, 48000), 48000)
+    audio.save(folder / "speech.wav", audio.resample(wav[:1], rate, 16000), 16000)
+    for name, script in FAKES.items():
+        command = folder.parent / "bin" / name
+        command.write_text(f"#!/bin/sh\n{script}\n")
+        command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    environment = {
+        **os.environ,
+        "PATH": f"{folder.parent / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+    }
+    examples = LIVE.findall((root / "README.md").read_text())
+    assert len(examples) >= 4 and {name for name in FAKES if any(name in text for text in examples)} == set(FAKES)
+    for text in examples:
+        (folder / "played").unlink(missing_ok=True)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=environment, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0 and not done.stderr, f"{text}\n{done.stderr}"
+        if "aplay" in text or "sox" in text:
+            played_rate = 48000 if "48000" in text else 16000
+            expected = -(-wav.shape[1] * played_rate // rate)
+            assert abs((folder / "played").stat().st_size // 2 - expected) <= 1
+
+
 def test_the_two_commands_of_the_readme_exist(root: Path) -> None:
     readme, makefile = (root / "README.md").read_text(), (root / "Makefile").read_text()
     for target in ("demo", "test"):
