@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=20, help="files, taken evenly (default: %(default)s)")
     parser.add_argument("--model", default="esc_live")
     parser.add_argument("--ours", nargs="+", default=["6:0", "5:1", "4:2"], help="levels:redundant frames")
-    parser.add_argument("--opus", nargs="+", type=int, default=[10_000], help="bit/s asked of Opus")
+    parser.add_argument("--opus", nargs="*", type=int, default=[10_000], help="bit/s asked of Opus; none: without")
     parser.add_argument("--write", type=Path, help="document to write the table into")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -56,12 +56,12 @@ def main(arguments: list[str] | None = None) -> None:
     for choice in options.ours:
         levels, redundancy = map(int, choice.split(":"))
         coders[f"{model.name}, {levels} levels, {redundancy} redundant"] = _ours(model, levels, redundancy)
+    about = "without Opus"
     try:
         coders |= {f"Opus {rate / 1000:g} with FEC": _opus(rate) for rate in options.opus}
-        about = opus_fec.version()
+        about = opus_fec.version() if options.opus else about
     except SpeechError as error:
         print(f"Opus is left out: {error}", file=sys.stderr)
-        about = "without Opus"
     files = [path for folder in options.folders for path in find_files(folder, AUDIO_SUFFIXES)]
     files = evenly(files, options.limit)
     text = measure(files, coders, options.losses, options.burst)
