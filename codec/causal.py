@@ -87,7 +87,7 @@ class CausalWindowAttention(StreamingModule[AttentionState]):
         key, value = state.extend(key, value)
         query = query * query.shape[-1] ** -0.5
         if frames == 1:  # a live step: the state holds just what this frame may look at
-            out = self._attend(query, state.key, state.value, self._step_bias())
+            out = self._attend(query, state.key, state.value, self.step_bias())
         else:
             out = self._attend_blocks(query, key, value)
         out = out.unflatten(3, (frames, self.num_bins)).permute(0, 3, 1, 4, 2, 5)  # (B, T, windows, bins, heads, c)
@@ -110,7 +110,7 @@ class CausalWindowAttention(StreamingModule[AttentionState]):
         # Written out: with a learned mask the fused function falls back to this, plus a search for empty rows.
         return (query @ key.transpose(-1, -2) + bias).softmax(-1) @ value
 
-    def _step_bias(self) -> Tensor:
+    def step_bias(self) -> Tensor:
         """(heads, bins, num_frames * bins): the bias of one frame of queries to itself and the frames before it."""
         index = self.relative_index[: self.num_bins, self.num_bins : (self.num_frames + 1) * self.num_bins]
         return self._bias_of_step.get(self.bias, lambda: self.bias[:, index.flatten()].unflatten(1, index.shape))

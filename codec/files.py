@@ -20,6 +20,7 @@ from torch import Tensor
 import codec
 from codec import bitstream, stream
 from codec.model import Codec
+from codec.onnx_live import OnnxLive
 from codec.paths import STDIO, check_target, open_output, read_bytes
 from engine import audio, checkpoint
 from engine.errors import BitstreamError, CheckpointError
@@ -262,7 +263,7 @@ def find_model(name: str, model_id: bytes, choice: str | None = None) -> str:
     return choice or shipped[name]
 
 
-def check_model(model: Codec, name: str, model_id: bytes) -> None:
+def check_model(model: Codec | OnnxLive, name: str, model_id: bytes) -> None:
     """Raise CheckpointError, naming both, unless `model` is the one that something was coded with."""
     if model.model_id != model_id:
         raise CheckpointError(

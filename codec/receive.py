@@ -1,4 +1,4 @@
-"""Slots in, sound out: decoding, concealment of losses and comfort noise, one session of `EscLive`.
+"""Slots in, sound out: decoding, concealment of losses and comfort noise, one session.
 
 A lost frame is decoded from the codes of the last frame that came, and fades to silence; the decoder's memory runs on
 through it, so that the return is smooth. (Playing the last three frames backwards and forwards instead measured the
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from codec.jitter import Slot
-from codec.live import DecoderState, EscLive
+from codec.live import DecoderState
 from codec.silence import ComfortNoise
+from codec.stream import Live
 
 
 class ReceiveStage:
@@ -21,7 +22,7 @@ class ReceiveStage:
 
     HOLD, FADE = 1, 6  # frames of a loss at full level, and then until silence: 140 ms in all
 
-    def __init__(self, model: EscLive, state: DecoderState | None = None) -> None:
+    def __init__(self, model: Live, state: DecoderState | None = None) -> None:
         self.model = model
         self._lag = 0 if state else model.istft.delay
         self.state = state or model.initial_decoder_state(1)

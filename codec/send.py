@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from codec.live import EscLive
 from codec.packets import MAX_REDUNDANCY, Packet, PacketFormat
 from codec.silence import ActivityDetector, describe
-from codec.stream import EncodeStage
+from codec.stream import EncodeStage, Live
 from engine.errors import ConfigError
 
 UPDATE_SECONDS = 0.4  # of silence between two descriptions of the background
@@ -22,7 +21,7 @@ class SendStage:
     that speech begins as it would without.
     """
 
-    def __init__(self, model: EscLive, levels: int | None = None, redundancy: int = 0, dtx: bool = False) -> None:
+    def __init__(self, model: Live, levels: int | None = None, redundancy: int = 0, dtx: bool = False) -> None:
         if not 0 <= redundancy <= MAX_REDUNDANCY:
             raise ConfigError(f"redundancy is 0 to {MAX_REDUNDANCY} frames, not {redundancy}")
         self.redundancy = redundancy

@@ -1,5 +1,6 @@
 """`codec stream encode | decode | channel`: live audio through pipes, a frame at a time."""
 
+import importlib.util
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ import typer
 from engine.errors import AudioError, ConfigError, SpeechError
 
 if TYPE_CHECKING:
-    from codec.live import EscLive
+    from codec.stream import Live
 
 log = logging.getLogger("codec")
 T = TypeVar("T")
@@ -24,6 +25,10 @@ app = typer.Typer(
 )
 
 Model = Annotated[str | None, typer.Option(help="Name or folder of the model.", show_default=False)]
+Backend = Annotated[
+    str,
+    typer.Option(help="torch, or onnx: some times faster, with the extra onnx. auto: onnx where installed."),
+]
 PACKET_MS = (20, 40, 60, 80, 100, 120)
 
 
@@ -39,6 +44,7 @@ def encode(
     rate: Annotated[int, typer.Option(help="Sample rate of raw input in Hz; wav says its own.")] = 16000,
     channels: Annotated[int, typer.Option(min=1, help="Channels of raw input, mixed to one.")] = 1,
     model: Model = None,
+    backend: Backend = "auto",
 ) -> None:
     """PCM (raw 16 bit, or wav) on stdin -> packets on stdout, each as soon as its last sample is there."""
     from codec.packet_stream import PacketWriter, StreamHeader
@@ -51,7 +57,7 @@ def encode(
     if not 1000 <= rate <= 768_000:
         raise AudioError(f"--rate is a sample rate in Hz from 1000 to 768000, not {rate}")
     _refuse_terminal()
-    live = _load(model or "esc_live")
+    live = _load(model or "esc_live", backend)
     config = live.config
     levels = config.levels if bitrate is None else config.levels_for(bitrate * 1000)
     form, chunks = open_stream(sys.stdin.buffer, PcmFormat(rate, channels))  # type: ignore[arg-type]
@@ -85,6 +91,7 @@ def decode(
         int, typer.Option(min=0, max=50, help="Packets to wait for a missing one, where redundancy may still bring it.")
     ] = 0,
     model: Model = None,
+    backend: Backend = "auto",
 ) -> None:
     """Packets on stdin -> raw 16 bit PCM, mono, on stdout; lost packets are concealed."""
     from codec.jitter import JitterBuffer
@@ -96,7 +103,7 @@ def decode(
 
     _refuse_terminal()
     reader = PacketReader(sys.stdin.buffer)
-    live = _model_of(reader.header.model_id, reader.header.model_name, model)
+    live = _model_of(reader.header.model_id, reader.header.model_name, model, backend)
     out_rate = rate or reader.header.sample_rate
     if not 1000 <= out_rate <= 768_000:
         raise AudioError(f"--rate is a sample rate in Hz from 1000 to 768000, not {out_rate}")
@@ -195,26 +202,33 @@ def _until_interrupted(items: Iterable[T]) -> Iterator[T]:
         yield item
 
 
-def _load(name: str) -> "EscLive":
+def _load(name: str, backend: str) -> "Live":
     import torch
 
     from codec.files import load_model
+    from codec.onnx_live import OnnxLive
     from codec.stream import live
 
+    if backend not in ("auto", "torch", "onnx"):
+        raise ConfigError(f"--backend is auto, torch or onnx, not {backend}")
     torch.set_num_threads(1)  # a frame is too small to share
-    return live(load_model(name))
+    model = live(load_model(name))
+    installed = all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime"))
+    if backend == "torch" or (backend == "auto" and not installed) or isinstance(model, OnnxLive):
+        return model
+    return OnnxLive(model)
 
 
-def _model_of(model_id: bytes, name: str, choice: str | None) -> "EscLive":
+def _model_of(model_id: bytes, name: str, choice: str | None, backend: str) -> "Live":
     """The model a stream was coded with; another one is an error that names both."""
     from codec.files import check_model, find_model
 
-    model = _load(find_model(name, model_id, choice))
+    model = _load(find_model(name, model_id, choice), backend)
     check_model(model, name, model_id)
     return model
 
 
-def _name(model: "EscLive") -> str:
+def _name(model: "Live") -> str:
     from codec.header import fit_name
 
     return fit_name(model.name)

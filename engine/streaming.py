@@ -50,7 +50,7 @@ class State:
 
     def take(self: S, rows: Rows) -> S:
         """Copy the given batch rows into a state of their own."""
-        return _rebuild(self, iter([t[torch.as_tensor(rows, device=t.device)] for t in self.tensors()]))
+        return rebuilt(self, iter([t[torch.as_tensor(rows, device=t.device)] for t in self.tensors()]))
 
     @torch.inference_mode()
     def put(self: S, rows: Rows, other: S) -> None:
@@ -74,7 +74,7 @@ class State:
         forms = zip(map(_form, mine), map(_form, found), strict=True)
         if len(theirs) != len(mine) or len({len(t) for t in found if t.ndim}) != 1 or any(a != b for a, b in forms):
             raise CheckpointError("the saved state belongs to a model of another shape; load it into the one it is of")
-        return _rebuild(self, iter([b.to(a.device) for a, b in zip(mine, found, strict=True)]))
+        return rebuilt(self, iter([b.to(a.device) for a, b in zip(mine, found, strict=True)]))
 
 
 def saved_metadata(data: bytes) -> dict[str, str]:
@@ -101,14 +101,14 @@ def _leaves(value: object) -> Iterator[Tensor]:
             yield from _leaves(item)
 
 
-def _rebuild(value: Any, leaves: Iterator[Tensor]) -> Any:
+def rebuilt(value: Any, leaves: Iterator[Tensor]) -> Any:
     """The same tree with other leaves."""
     if isinstance(value, Tensor):
         return next(leaves)
     if isinstance(value, State):
-        return replace(value, **{f.name: _rebuild(getattr(value, f.name), leaves) for f in fields(value)})
+        return replace(value, **{f.name: rebuilt(getattr(value, f.name), leaves) for f in fields(value)})
     if isinstance(value, (list, tuple)):
-        return type(value)(_rebuild(item, leaves) for item in value)
+        return type(value)(rebuilt(item, leaves) for item in value)
     return value
 
 

@@ -95,3 +95,19 @@ def test_memory_is_that_of_a_process_of_its_own(folder, document):
     assert at_once[0] == "60 s, at once" and short[0] == "5 s"
     assert all(100 < float(cell.split()[0]) < 2000 for cell in (short[1], short[3]))
     assert all(float(cell) > 0 for cell in (at_once[2], at_once[4], short[2], short[4]))
+
+
+def test_latency_of_what_runs_here(tmp_path):
+    from benchmarks import stream_latency
+
+    document = tmp_path / "streaming.md"
+    document.write_text("<!-- latency -->\n<!-- /latency -->\n")
+    backends = ["PyTorch", *(["ONNX Runtime"] if importlib.util.find_spec("onnxruntime") else [])]
+    choice = ["--frames", "5", "--sessions", "2", "--backends", *backends, "--write", str(document)]
+    stream_latency.main(choice)
+    rows = table(document, "latency")
+    assert [row[0] for row in rows[: len(backends)]] == backends
+    for row in rows[: len(backends)]:
+        for cell in row[1:4]:
+            low, middle, high = map(float, cell.split(" / "))
+            assert 0 < low <= middle <= high < 1000
