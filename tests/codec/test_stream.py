@@ -72,6 +72,19 @@ def test_live_coding_of_any_chunking_equals_offline(model, speech, sizes, frames
     torch.testing.assert_close(heard, model.decode(offline, num_samples=length), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_number_of_threads_changes_nothing(model, speech, threads):
+    one = model.encode(speech)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        codes = torch.cat(list(run(cut(speech, [777]), stream.live_encoder(model, 16000))), dim=-1)
+        assert torch.equal(codes, one)
+        torch.testing.assert_close(model.decode(codes), model.decode(one), atol=1e-5, rtol=0)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_sample_at_a_time(model, speech):
     wav = speech[:, 9000:10300]
     codes = torch.cat(list(run(cut(wav, [1]), stream.live_encoder(model, 16000))), dim=-1)
