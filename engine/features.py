@@ -277,7 +277,7 @@ def _filters(config: FrontEndConfig) -> Tensor:
         return mel_filterbank(num_bins, config.n_fft, rate, low, high)
     hz = np.arange(config.n_fft // 2 + 1) * rate / config.n_fft
     scale = 1127 * np.log1p(np.array([low, high]) / 700)
-    edges = np.linspace(*scale, num_bins + 2)
+    edges = np.linspace(float(scale[0]), float(scale[1]), num_bins + 2)
     if config.mel == "kaldi":  # straight sides on the mel scale; the bin at half the sample rate is left out
         at = 1127 * np.log1p(hz / 700)
         triangles = np.minimum((at[:, None] - edges[:-2]), (edges[2:] - at[:, None])) / (edges[1] - edges[0])

@@ -113,7 +113,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Speake
         raise CheckpointError(f"{folder}: expected exactly front_end and network, got {', '.join(values)}")
     config = SpeakerConfig(
         front_end=checkpoint.load_config(FrontEndConfig, values["front_end"]),
-        network=checkpoint.load_config(BACKBONES[kind][1], values["network"]),  # type: ignore[arg-type]
+        network=checkpoint.load_config(BACKBONES[kind][1], values["network"]),
     )
     encoder = SpeakerEncoder(config)
     try:
