@@ -72,6 +72,15 @@ def decode(packets: list[bytes], lost: NDArray[np.bool_], lag: int, num_samples:
     return (pcm.reshape(-1)[lag : lag + num_samples] / 32768).astype(np.float32)
 
 
+def has_redundancy(packet: bytes) -> bool:
+    """Whether a mono packet of 20 ms carries the frame before it once more.
+
+    The first two bits of a SILK frame are voice activity and LBRR (RFC 6716, sections 3.1 and 4.2.3). libopus puts
+    nothing there, whatever it was asked, where it finds the bitrate too low.
+    """
+    return len(packet) > 1 and packet[0] >> 3 < 16 and bool(packet[1] & 0x40)
+
+
 def version() -> str:
     """What libopus calls itself."""
     return library().opus_get_version_string().decode()

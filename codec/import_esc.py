@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from torch import Tensor
 
 from codec.esc import Esc
 from codec.esc_config import EscConfig
 from engine import checkpoint
 from engine.errors import CheckpointError, ConfigError
+from engine.foreign import load_pickle, state_dict
 
 # Their name of a module -> ours. Names not listed are the same.
 MODULES = {
@@ -150,28 +150,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Their state dict, and the constructor's arguments if the file carries them."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a .pth or .safetensors file")
-    content: Any
-    arguments = None
+    if path.suffix != ".safetensors":
+        return state_dict(load_pickle(path, str(path)), str(path)), None
     try:
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(str(path), framework="pt") as file:
-                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-                arguments = json.loads((file.metadata() or {}).get("config", "null"))
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged pickle can fail in any way; whatever it is, the file cannot be read.
-    except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as weights: {reason}") from error
-    if isinstance(content, dict) and isinstance(content.get("model_state_dict"), dict):
-        content = content["model_state_dict"]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(
-            f"{path} holds no state dict: expected tensors by name, bare or under 'model_state_dict', got "
-            f"{', '.join(map(str, content)) if isinstance(content, dict) else type(content).__name__}"[:400]
-        )
-    # Models wrapped for several GPUs carry a prefix.
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}, arguments
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            arguments = json.loads((file.metadata() or {}).get("config", "null"))
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as weights: {error}") from error
+    return state_dict(content, str(path)), arguments
 
 
 def read_arguments(path: Path) -> dict[str, Any]:

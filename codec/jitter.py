@@ -33,15 +33,18 @@ class JitterBuffer:
     A gap is waited for until `depth` packets from behind it have come; then what redundancy can tell of the missing
     frames is used, and the rest is lost. Packets that come twice, or after they were given up, are dropped and counted.
     While the sender is silent (discontinuous transmission), missing packets are silence, not losses.
+
+    `first` is the sequence number that the sender began with, where that is known (0 in a pipe or file): then a first
+    packet that is missing or late is treated like any other. Without it the first to come is the first to play.
     """
 
-    def __init__(self, frames_per_packet: int, depth: int = 0) -> None:
+    def __init__(self, frames_per_packet: int, depth: int = 0, first: int | None = None) -> None:
         if depth < 0:
             raise ConfigError(f"the depth of the buffer is 0 packets or more, not {depth}")
         self.frames, self.depth = frames_per_packet, depth
         self.num_dropped = 0
         self._held: dict[int, Packet] = {}  # by slots after the next one to play
-        self._next: int | None = None
+        self._next = first
         self._silence: bytes | None = None
 
     def push(self, packet: Packet) -> list[Slot]:

@@ -18,6 +18,9 @@ from torch import Tensor
 
 NUM_BANDS = 8
 N_FFT = 512
+# A background is quieter than what the detector takes for speech in any room (its `loudest` and `threshold`). What says
+# otherwise is damaged or hostile, and is not played louder than this; decibels below full scale.
+LOUDEST_NOISE = -36.0
 
 
 def describe(wav: Tensor, sample_rate: int = 16000) -> bytes:
@@ -60,6 +63,7 @@ class ComfortNoise:
         """The next `num_samples` of noise for a description; one that was cut short is silence."""
         known = len(description) == 1 + NUM_BANDS
         wanted = np.array([_from_byte(b) for b in description[1:]]) if known else np.zeros(NUM_BANDS)
+        wanted *= min(1.0, 10 ** (LOUDEST_NOISE / 10) / max(wanted.sum(), 1e-12))
         out = self._tail
         while len(out) < num_samples:
             self._powers = wanted if self._powers is None else 0.9 * self._powers + 0.1 * wanted

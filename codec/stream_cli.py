@@ -108,7 +108,7 @@ def decode(
     if not 1000 <= out_rate <= 768_000:
         raise AudioError(f"--rate is a sample rate in Hz from 1000 to 768000, not {out_rate}")
     form = reader.header.packet_format
-    buffer = JitterBuffer(reader.header.frames_per_packet, jitter)
+    buffer = JitterBuffer(reader.header.frames_per_packet, jitter, first=0)
     limit = Limit()
     pipeline = Pipeline(ReceiveStage(live), Resample(live.config.sample_rate, out_rate), limit)
     num_bad = 0

@@ -68,6 +68,16 @@ def test_silence_goes_on_until_somebody_speaks():
     assert not any(s.is_lost for s in slots)
 
 
+@pytest.mark.parametrize("order, depth", [((1, 2, 3), 0), ((1, 0, 2, 3), 1), ((3, 2, 1, 0), 3)])
+def test_the_beginning_is_known_and_may_be_lost_or_late(order, depth):
+    """Without `first` the packets before the first to come are too late, and the sound begins with it."""
+    for first, begin in ((0, 0), (None, order[0])):
+        buffer = JitterBuffer(FRAMES, depth, first=first)
+        slots = [slot for i in order for slot in buffer.push(packet(i))] + buffer.flush()
+        assert heard(slots) == [[2 * i, 2 * i + 1] if i in order else None for i in range(begin, 4)]
+    assert heard(JitterBuffer(FRAMES, first=0).push(packet(600))) == [[1200, 1201]]  # another sender, not a loss
+
+
 def test_a_sender_that_begins_anew_is_followed():
     slots, _ = play([packet(0), packet(600), packet(601)], depth=2)
     assert heard(slots) == [[0, 1], [1200, 1201], [1202, 1203]]

@@ -1,0 +1,111 @@
+"""Recordings -> embeddings: many files in batches of similar length, each as if it were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from engine import audio
+from engine.errors import AudioError
+from speaker.model import SpeakerEncoder
+
+__all__ = ["Embeddings", "embed_files", "find_recordings"]
+
+SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
+BATCH_SECONDS = 60.0  # of audio in a batch, padding included
+READ_AHEAD = 64  # recordings that are sorted by length before they are put into batches
+LONG_SECONDS = 120.0  # longer ones go through alone, in chunks
+
+
+@dataclass
+class Embeddings:
+    """Names and vectors (n, D), and what could not be embedded, with the reason."""
+
+    names: list[str] = field(default_factory=list)
+    vectors: list[NDArray[np.float32]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write `names` (n,) and `embeddings` (n, D) as .npz."""
+        dimension = len(self.vectors[0]) if self.vectors else 0
+        with path.open("wb") as file:
+            np.savez(
+                file, names=np.array(self.names, dtype=str), embeddings=np.array(self.vectors).reshape(-1, dimension)
+            )
+
+
+def find_recordings(paths: Sequence[Path]) -> list[Path]:
+    """Files as given and, of folders, all recordings below them; AudioError if a folder has none."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not inside:
+            raise AudioError(f"no {', '.join(sorted(SUFFIXES))} file below {path}")
+        found += inside
+    return found
+
+
+@torch.inference_mode()
+def embed_files(
+    encoder: SpeakerEncoder, paths: Sequence[Path], progress: Callable[[int], None] = lambda done: None
+) -> Embeddings:
+    """Embed every file that can be embedded; the others are listed with the reason. `progress` gets the files done."""
+    result = Embeddings()
+    rate = encoder.config.front_end.sample_rate
+    vectors: dict[Path, NDArray[np.float32]] = {}
+    for start in range(0, len(paths), READ_AHEAD):
+        loaded: list[tuple[Path, Tensor]] = []
+        for path in paths[start : start + READ_AHEAD]:
+            try:
+                wav = audio.load(path, rate, mono=True)[0][0]
+                if len(wav) < encoder.min_samples:
+                    raise AudioError(
+                        f"{len(wav) / rate:.2f} s are too short; {encoder.min_samples / rate:.2f} s are needed"
+                    )
+                loaded.append((path, wav))
+            except AudioError as error:
+                result.failed[str(path)] = str(error)
+        for batch in _batches(loaded, rate):
+            for (path, _), vector in zip(batch, _embed(encoder, [wav for _, wav in batch]), strict=True):
+                vectors[path] = vector.cpu().numpy()
+        progress(min(start + READ_AHEAD, len(paths)))
+    for path in paths:
+        if path in vectors:
+            result.names.append(str(path))
+            result.vectors.append(vectors[path])
+    return result
+
+
+def _embed(encoder: SpeakerEncoder, wavs: list[Tensor]) -> Tensor:
+    """Waveforms (n,) -> (B, D)."""
+    from speaker.long import embed_features
+    from speaker.long_features import LongFeatures
+
+    rate, device = encoder.config.front_end.sample_rate, next(encoder.parameters()).device
+    if len(wavs) == 1 and len(wavs[0]) > LONG_SECONDS * rate:
+        features = LongFeatures(encoder.config.front_end, wavs[0].split(10 * rate))
+        return embed_features(encoder.backbone, features, features.num_frames)[None]
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    return encoder(pad_sequence(wavs, batch_first=True).to(device), lengths)
+
+
+def _batches(loaded: list[tuple[Path, Tensor]], rate: int) -> Iterator[list[tuple[Path, Tensor]]]:
+    """Similar lengths together, so that little is padded."""
+    batch: list[tuple[Path, Tensor]] = []
+    for item in sorted(loaded, key=lambda pair: len(pair[1])):
+        if batch and (len(batch) + 1) * len(item[1]) > BATCH_SECONDS * rate:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch

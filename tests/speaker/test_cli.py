@@ -1,0 +1,91 @@
+"""The command `speaker`, as a user meets it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import speaker
+from engine import audio
+from engine.features import kaldi_fbank
+from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
+from speaker.embed import LONG_SECONDS, embed_files
+from speaker.model import SpeakerConfig, SpeakerEncoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, recordings):
+    """A small untrained encoder in `mine`, recordings in `in`, one of them no audio, one too short."""
+    path = tmp_path_factory.mktemp("speaker")
+    torch.manual_seed(0)
+    network = EcapaTdnnConfig(num_bins=40, channels=32, mfa_channels=48, embedding_dim=24)
+    encoder = SpeakerEncoder(SpeakerConfig(front_end=kaldi_fbank(40), network=network)).eval()
+    speaker.save(path / "mine", encoder, "# mine")
+    (path / "in").mkdir()
+    for recording in recordings[:3]:
+        wav, rate = audio.load(recording, mono=True)
+        audio.save(path / "in" / f"{recording.stem}.wav", wav, rate)
+    audio.save(path / "in" / "short.wav", torch.zeros(1, 100), 16000)
+    (path / "in" / "text.wav").write_text("hello")
+    return path
+
+
+def run(*arguments, cwd, root, status=0):
+    command = [sys.executable, "-c", "from speaker.cli import main; main()", *map(str, arguments)]
+    environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_embed_lists_what_failed_and_keeps_the_rest(folder, root):
+    told, problems = run("embed", "in", "--model", "mine", "--out", "e.npz", cwd=folder, root=root, status=1)
+    assert "3 embeddings of 24 numbers" in told
+    assert "short.wav: 0.01 s are too short" in problems and "text.wav is not audio" in problems
+    with np.load(folder / "e.npz") as stored:
+        assert stored["embeddings"].shape == (3, 24) and stored["embeddings"].dtype == np.float32
+        encoder = speaker.load(folder / "mine")
+        for name, vector in zip(stored["names"], stored["embeddings"], strict=True):
+            wav = audio.load(folder / name, 16000, mono=True)[0]
+            np.testing.assert_allclose(vector, encoder(wav)[0].numpy(), atol=1e-4)
+
+
+def test_verify_decides_by_its_exit_status(folder, root):
+    a, b = sorted((folder / "in").glob("*.wav"))[:2]
+    found = json.loads(run("verify", a, b, "--model", "mine", "--json", cwd=folder, root=root)[0])
+    assert -1 <= found["cosine"] < 1 and found["same"] is None
+    assert (
+        "same speaker (not calibrated"
+        in run("verify", a, a, "--model", "mine", "--threshold", "0.9", cwd=folder, root=root)[0]
+    )
+    assert (
+        "different speakers"
+        in run("verify", a, b, "--model", "mine", "--threshold", "1", cwd=folder, root=root, status=1)[0]
+    )
+
+
+def test_info(folder, root):
+    facts = json.loads(run("info", "./mine", "--json", cwd=folder, root=root)[0])
+    assert facts["kind"] == "ecapa_tdnn" and facts["embedding_dim"] == 24 and facts["front_end"]["num_bins"] == 40
+
+
+def test_errors_say_the_way_out(folder, root):
+    told = run("verify", "in/a.wav", "in/b.wav", cwd=folder, root=root, status=2)[1]
+    assert "no trained encoder is shipped yet" in told and "speaker convert" in told
+    assert "must end in .npz" in run("embed", "in", "--out", "e.csv", cwd=folder, root=root, status=2)[1]
+    assert "no such file" in run("convert", "none.ckpt", "--out", "x", cwd=folder, root=root, status=2)[1]
+    assert "--force" in run("convert", "none.ckpt", "--out", "mine", cwd=folder, root=root, status=2)[1]
+    assert "not built yet" in run("score", "--trials", "x", cwd=folder, root=root, status=2)[1]
+
+
+def test_a_long_file_equals_the_direct_result(folder):
+    encoder = speaker.load(folder / "mine")
+    wav = 0.1 * torch.randn(1, int((LONG_SECONDS + 10) * 16000), generator=torch.Generator().manual_seed(0))
+    audio.save(folder / "long.flac", wav, 16000)
+    found = embed_files(encoder, [folder / "long.flac"]).vectors[0]
+    direct = encoder(audio.load(folder / "long.flac")[0])[0].numpy()
+    cosine = np.dot(found.astype(float), direct) / np.linalg.norm(found) / np.linalg.norm(direct)
+    assert 1 - cosine < 1e-6
