@@ -88,13 +88,11 @@ def embed_files(
 
 def _embed(encoder: SpeakerEncoder, wavs: list[Tensor]) -> Tensor:
     """Waveforms (n,) -> (B, D)."""
-    from speaker.long import embed_features
-    from speaker.long_features import LongFeatures
+    from speaker.long import embed
 
     rate, device = encoder.config.front_end.sample_rate, next(encoder.parameters()).device
     if len(wavs) == 1 and len(wavs[0]) > LONG_SECONDS * rate:
-        features = LongFeatures(encoder.config.front_end, wavs[0].split(10 * rate))
-        return embed_features(encoder.backbone, features, features.num_frames)[None]
+        return embed(encoder, wavs[0][None].split(10 * rate, dim=1))[None]
     lengths = torch.tensor([len(wav) for wav in wavs])
     return encoder(pad_sequence(wavs, batch_first=True).to(device), lengths)
 

@@ -1,5 +1,7 @@
 """The embedding of hours of audio in little memory, equal to that of the whole file in one go.
 
+    embedding = long.embed(encoder, audio.blocks("meeting.flac", sample_rate=16000, mono=True))
+
 Features go through the network in chunks.  What a chunk needs besides its own frames:
 
 - Convolutions look `halo` frames to either side: a chunk is computed with so many more and loses them afterwards.
@@ -19,10 +21,12 @@ import torch
 from torch import Tensor
 
 from engine.errors import AudioError
+from speaker.long_features import LongFeatures
+from speaker.model import SpeakerEncoder
 from speaker.moments import Moments
 from speaker.pooling import AttentiveStatisticsPooling, Squeeze, StatisticsPooling, masked_mean
 
-__all__ = ["Backbone", "embed_features"]
+__all__ = ["Backbone", "embed", "embed_features"]
 
 
 class Backbone(Protocol):
@@ -55,13 +59,24 @@ class _UnknownMean(Exception):
 
 
 @torch.no_grad()
+def embed(encoder: SpeakerEncoder, blocks: Iterable[Tensor]) -> Tensor:
+    """Embedding (D,) of a file given as blocks (1, n) of samples at the encoder's rate, as `audio.blocks` reads them.
+
+    The encoder must be in eval mode. Raises AudioError for samples that are not finite and a file that is too short.
+    """
+    features = LongFeatures(encoder.config.front_end, (block[0] for block in blocks))
+    device = next(encoder.backbone.parameters()).device
+    return embed_features(encoder.backbone, lambda start, stop: features(start, stop).to(device), features.num_frames)
+
+
+@torch.no_grad()
 def embed_features(
     backbone: Backbone,
     features: Callable[[int, int], Tensor],
     num_frames: int,
     chunk_frames: int | None = None,
 ) -> Tensor:
-    """Embedding (D,) of a file whose frames `start` to `stop` are `features(start, stop)` (F, stop - start).
+    """The same of a file whose frames `start` to `stop` are `features(start, stop)` (F, stop - start).
 
     The network must be in eval mode. `chunk_frames` other than the network's own changes memory and time only.
     """

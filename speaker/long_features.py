@@ -21,14 +21,16 @@ from speaker.moments import Moments
 __all__ = ["LongFeatures"]
 
 PIECE_FRAMES = 1024
-CONTEXT_FRAMES = 4  # more than a window and the sample before it reach
 
 
 class LongFeatures:
     """`features(start, stop)` (F, stop - start) of a file of `num_frames` frames, as `FrontEnd` makes them at once."""
 
     def __init__(self, config: FrontEndConfig, blocks: Iterable[Tensor]) -> None:
-        """`blocks`: the samples (n,) of the file at the front end's rate, cut anywhere."""
+        """`blocks`: the samples (n,) of the file at the front end's rate, cut anywhere.
+
+        Raises AudioError for samples that are not finite and for a file without a frame.
+        """
         self.config = config
         self._pieces = list(_pieces(config, blocks))
         self.num_frames = sum(piece.shape[1] for piece in self._pieces)
@@ -74,10 +76,13 @@ class LongFeatures:
 
 def _pieces(config: FrontEndConfig, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     """Features (F, PIECE_FRAMES), the last ones fewer, before all that depends on the whole file."""
-    hop, context = config.hop_length, CONTEXT_FRAMES * config.hop_length
+    hop = config.hop_length
+    context = (config.n_fft // hop + 1) * hop  # more than a window and the sample before it reach
     size, spectrum = PIECE_FRAMES * hop, _spectrum(config)
     held, before, total = torch.zeros(0), 0, 0  # `before`: samples of context at the start of `held`
     for block in blocks:
+        if not torch.isfinite(block).all():
+            raise AudioError("the samples contain NaN or infinity")
         held = torch.cat([held, block])
         total += len(block)
         while len(held) >= before + size + context:

@@ -6,25 +6,54 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.errors import AudioError
-from speaker.backbones.resnet import ResNet, ResNetConfig
-from speaker.backbones.titanet import TitaNet, TitaNetConfig
+from engine.features import (
+    FrontEnd,
+    FrontEndConfig,
+    kaldi_fbank,
+    kaldi_mfcc,
+    nemo_mel,
+    speechbrain_fbank,
+    taoruijie_fbank,
+)
+from speaker import long, long_features
+from speaker.backbones import BACKBONES
+from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
+from speaker.backbones.resnet import ResNetConfig
+from speaker.backbones.titanet import TitaNetConfig
+from speaker.backbones.xvector import XvectorConfig
 from speaker.long import Backbone, embed_features
+from speaker.long_features import LongFeatures
+from speaker.model import SpeakerConfig, SpeakerEncoder
 from speaker.moments import Moments
 
-BACKBONES = {
-    "titanet": lambda: TitaNet(TitaNetConfig(num_bins=10, channels=16, epilog_channels=24, embedding_dim=8)),
-    "resnet": lambda: ResNet(ResNetConfig(num_bins=10, channels=4, embedding_dim=8)),
-    "bottleneck": lambda: ResNet(ResNetConfig(num_bins=10, channels=4, blocks=(1, 2, 1, 1), bottleneck=True)),
+ECAPA = {"num_bins": 10, "channels": 16, "mfa_channels": 24, "squeeze_channels": 4, "embedding_dim": 8}
+NETWORKS = {
+    "titanet": TitaNetConfig(num_bins=10, channels=16, epilog_channels=24, embedding_dim=8),
+    "resnet": ResNetConfig(num_bins=10, channels=4, embedding_dim=8),
+    "bottleneck": ResNetConfig(num_bins=10, channels=4, blocks=(1, 2, 1, 1), bottleneck=True),
+    "ecapa_tdnn": EcapaTdnnConfig(**ECAPA),  # type: ignore[arg-type]
+    "ecapa_reflect": EcapaTdnnConfig(**ECAPA, padding="reflect", mfa_norm=True),  # type: ignore[arg-type]
+    "xvector": XvectorConfig(num_bins=10, channels=8, stats_channels=12, embedding_dim=8),
+}
+FRONT_ENDS = {
+    "kaldi": kaldi_fbank(),
+    "vbx": kaldi_fbank(64, high_hz=7600.0, framing="whole", log_eps=1.0, normalization="sliding_mean"),
+    "mfcc": kaldi_mfcc(normalization="none"),
+    "speechbrain": speechbrain_fbank(),
+    "nemo": nemo_mel(),
+    "taoruijie": taoruijie_fbank(),
 }
 
 
 def built(name: str) -> nn.Module:
     """In eval mode and double precision, with random weights and statistics."""
     torch.manual_seed(0)
-    model = BACKBONES[name]()
+    config = NETWORKS[name]
+    model = next(network(config) for network, kind in BACKBONES.values() if isinstance(config, kind))  # type: ignore
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.normal_(module.bias)
+            if module.affine:
+                nn.init.normal_(module.bias)
             assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
@@ -37,8 +66,8 @@ def speech(num_frames: int) -> Tensor:
     return noise * torch.linspace(0.5, 3, num_frames) + torch.linspace(-2, 2, num_frames)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize(("num_frames", "chunk"), [(9, 8), (130, 1000), (401, 8), (700, 97), (1000, 500)])
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("num_frames", "chunk"), [(16, 8), (130, 1000), (301, 8), (700, 97)])
 @torch.no_grad()
 def test_chunks_change_nothing(name: str, num_frames: int, chunk: int) -> None:
     model, features = built(name), speech(num_frames)
@@ -47,7 +76,7 @@ def test_chunks_change_nothing(name: str, num_frames: int, chunk: int) -> None:
     torch.testing.assert_close(found, direct, atol=1e-11, rtol=1e-11)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_single_precision_is_enough(name: str) -> None:
     model, features = built(name).float(), speech(3000).float()
@@ -57,7 +86,7 @@ def test_single_precision_is_enough(name: str) -> None:
     assert 1 - torch.cosine_similarity(found.double(), direct, dim=0) < 1e-9
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_memory_does_not_grow(name: str) -> None:
     model = built(name)
 
@@ -77,11 +106,11 @@ def test_memory_does_not_grow(name: str) -> None:
             embed_features(model, features, num_frames, 64)  # type: ignore[arg-type]
         return max(sizes)
 
-    assert largest(2_000) == largest(1_000)
+    assert largest(800) == largest(400)
 
 
 def test_backbones_tell_what_is_needed() -> None:
-    for name in BACKBONES:
+    for name in NETWORKS:
         model = built(name)
         for attribute in Backbone.__annotations__:
             assert hasattr(model, attribute), (name, attribute)
@@ -89,7 +118,7 @@ def test_backbones_tell_what_is_needed() -> None:
 
 
 def test_too_little_says_how_much_is_needed() -> None:
-    for name, needed in [("titanet", 2), ("resnet", 9)]:
+    for name, needed in [("titanet", 2), ("resnet", 9), ("ecapa_reflect", 5), ("xvector", 16)]:
         with pytest.raises(AudioError, match=f"{needed - 1} frames are too few; this model needs at least {needed}"):
             embed_features(built(name), lambda a, b: speech(b)[:, a:], needed - 1)  # type: ignore[arg-type]
 
@@ -111,3 +140,54 @@ def test_moments_merge_exactly(scale: float) -> None:
         strict=True,
     ):
         torch.testing.assert_close(found[0], expected, rtol=1e-9, atol=1e-12)
+
+
+# From samples
+
+
+def sound(num_samples: int) -> Tensor:
+    """Samples (N,) that become louder, with a quiet part."""
+    generator = torch.Generator().manual_seed(0)
+    wav = 0.1 * torch.randn(num_samples, generator=generator) * torch.linspace(0.01, 1, num_samples)
+    wav[num_samples // 3 : num_samples // 2] *= 1e-4
+    return wav
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+@pytest.mark.parametrize("block", [4_999, 10**6])
+def test_features_are_those_of_the_front_end(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_features, "PIECE_FRAMES", 64)
+    config, hop = FRONT_ENDS[name], 160
+    # Ends before, in and behind the context of a piece, and in the first one.
+    for num_samples in (800, 64 * hop, 64 * hop + 77, 68 * hop - 1, 68 * hop, 128 * hop + 3 * hop, 400 * hop + 39):
+        wav = sound(num_samples)[None]
+        expected = FrontEnd(config)(wav)[0][0]
+        features = LongFeatures(config, wav[0].split(block))
+        assert features.num_frames == expected.shape[1] == config.num_frames(num_samples)
+        for start, stop in [(0, features.num_frames), (features.num_frames // 3, features.num_frames // 2 + 1)]:
+            torch.testing.assert_close(features(start, stop), expected[:, start:stop], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_embedding_is_that_of_the_encoder(name: str) -> None:
+    front_end = FrontEndConfig(num_bins=10)
+    encoder = SpeakerEncoder(SpeakerConfig(front_end=front_end, network=NETWORKS[name])).eval()
+    encoder.backbone = built(name).float()
+    wav = sound(200_000)[None]
+    with torch.no_grad():
+        direct = encoder(wav)[0]
+    found = long.embed(encoder, wav.split(16_000, dim=1))
+    assert found.shape == direct.shape == (encoder.embedding_dim,)
+    assert 1 - torch.cosine_similarity(found.double(), direct.double(), dim=0) < 1e-9
+
+
+def test_unusable_samples_are_errors() -> None:
+    encoder = SpeakerEncoder(SpeakerConfig(front_end=FrontEndConfig(num_bins=10), network=NETWORKS["resnet"])).eval()
+    with pytest.raises(AudioError, match="the file is too short for this model: it needs 400 samples"):
+        long.embed(encoder, [torch.zeros(1, 100), torch.zeros(1, 200)])
+    with pytest.raises(AudioError, match="the file is too short for this model: it needs 400 samples"):
+        long.embed(encoder, [])
+    with pytest.raises(AudioError, match="6 frames are too few; this model needs at least 9"):
+        long.embed(encoder, sound(1300)[None].split(100, dim=1))
+    with pytest.raises(AudioError, match="NaN"):
+        long.embed(encoder, [torch.zeros(1, 16_000), torch.full((1, 5), torch.nan)])
