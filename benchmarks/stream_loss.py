@@ -3,9 +3,9 @@
     python -m benchmarks.stream_loss FOLDER... [--losses 0 5 10 20 30] [--burst 1] [--limit 20]
         [--write docs/streaming.md]
 
-Opus is asked for 11 kbit/s, which makes as many bytes as our default choices. libopus leaves its redundancy out where it
-finds the rate too low, whatever it was asked, hence a column with the share of packets that have it, and rows at
-24 kbit/s, where it is there. Packets are 20 ms. Rates count every byte of a packet, headers and redundancy too, and no
+Opus is asked for 11 kbit/s, which makes as many bytes as our default choices. libopus leaves its redundancy out where
+it finds the rate too low, whatever it was asked, hence a column with the share of packets that have it, and rows at 24
+kbit/s, where it is there. Packets are 20 ms. Rates count every byte of a packet, headers and redundancy too, and no
 network's headers. The traces are those of `codec stream channel` (Gilbert-Elliott), seeded by the number of the file;
 the first packet arrives.
 """
