@@ -23,3 +23,7 @@ class CheckpointError(SpeechError):
 
 class ConfigError(SpeechError, ValueError):
     """A configuration value is unknown, missing, or out of range."""
+
+
+class ScoreError(SpeechError):
+    """Trials, scores or back ends do not fit each other, or give no figure."""

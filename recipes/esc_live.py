@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from codec.config import EscLiveConfig
-from recipes.recipe import AdversarialRecipe, Recipe
+from recipes.recipe import AdversarialRecipe, CodecRecipe
 
 
-def base() -> Recipe:
+def base() -> CodecRecipe:
     """The shipped model: low rates, where quality is hardest to come by, train more often than the others."""
-    return Recipe(name="esc_live", level_weights=(1.5, 2.5, 1.5, 1.0, 1.0, 1.5))
+    return CodecRecipe(name="esc_live", level_weights=(1.5, 2.5, 1.5, 1.0, 1.0, 1.5))
 
 
-def tiny() -> Recipe:
+def tiny() -> CodecRecipe:
     """A model of a few minutes, for tests and for trying out a machine."""
     model = EscLiveConfig(
         channels=(32, 32, 48, 64),
@@ -20,7 +20,7 @@ def tiny() -> Recipe:
         codebook_dims=(8, 8, 8, 8, 8, 8),
         codebook_size=64,
     )
-    return Recipe(
+    return CodecRecipe(
         name="esc_live_tiny", model=model, batch_size=4, crop_frames=24, max_steps=200, warmup_steps=20, decay_steps=50,
         bypass_steps=5, start_seconds=20, validation_crops=4, validation_frames=50, validate_every=50,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Export a run's averaged weights as a checkpoint folder: python -m recipes.export RUN --out checkpoints/NAME.
 
-The card gets what the run knows (recipe, hours seen, data); `benchmarks/quality.py` adds the measured table.
+The card gets what the run knows (recipe, hours seen, data); `benchmarks/quality.py` and `benchmarks/verification.py`
+add the measured tables.
 """
 
 from __future__ import annotations
@@ -14,14 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from codec.config import EscLiveConfig
+import speaker.model
 from codec.live import EscLive
 from engine import checkpoint
 from engine.errors import CheckpointError, SpeechError
 from recipes.harness.manifests import read
+from recipes.harness.record import load_recipe
+from recipes.harness.recordings import UNLABELLED
+from recipes.recipe import AdversarialRecipe, CodecRecipe, SpeakerRecipe
+from recipes.teach import load_targets
+from speaker.model import SpeakerEncoder
 
-CARD = """# {name}
+CODEC_CARD = """# {name}
 
 Live speech codec (`esc_live`, {parameters:.2f} M parameters): 16 kHz speech to 1.5 ... 9 kbit/s in six levels, causal,
 30 ms algorithmic delay. Weights: MIT.
@@ -50,6 +57,40 @@ Not measured yet: `python -m benchmarks.weaknesses`.
 """
 
 
+SPEAKER_CARD = """# {name}
+
+Speaker encoder: {kind}, {parameters:.2f} M parameters, {dim} dimensions. 16 kHz speech in, front end included. The
+embeddings are not normalized; compare them by cosine. Weights: MIT.
+
+## Training
+- Recipe `{recipe}`, {steps} steps of {batch} crops of {shortest:g} to {longest:g} s: {hours:.1f} hours of audio seen,
+  drawn from {data_hours:.2f} hours of recordings at {speeds} times their speed (averaged weights, decay {ema}).
+- Loss: {losses}.
+- {teacher}
+{note}- Validation speakers are disjoint from the training speakers; nothing of the test lists was used.
+
+## Data
+{data}
+
+## Measured
+<!-- verification -->
+Not measured yet: `make verification`.
+<!-- /verification -->
+
+## Known weaknesses
+Few speakers ({num_speakers}), most of them reading English, half of those with several recordings children or learners
+of English: other languages, emotions, whispering, and time between two recordings of a person are outside of what it
+has seen. A cosine is no probability; thresholds differ from one use to the next.
+"""
+
+TEACHERS = {
+    "campplus": "Teacher: CAM++ (`speech_campplus_sv_zh_en_16k-common_advanced` of 3D-Speaker, Apache-2.0), its "
+    "embeddings of the undisturbed recordings; none of its weights are in here.",
+    "ge2e": "Teacher: GE2E of Resemblyzer (Apache-2.0), its embeddings of the undisturbed recordings; none of its "
+    "weights are in here.",
+}
+
+
 def export(run: Path, out: Path, note: str = "", best: bool = False) -> str:
     """Write the folder `out` from the run's last checkpoint, or its best; return the sha256 of the weights."""
     weights = run / "checkpoints" / ("best.ckpt" if best else "last.ckpt")
@@ -59,28 +100,75 @@ def export(run: Path, out: Path, note: str = "", best: bool = False) -> str:
     facts = json.loads((run / "data.json").read_text())
     # Our own run folder, yet still nothing but tensors and plain values is unpickled.
     loaded = torch.load(weights, map_location="cpu", weights_only=True)
-    recipe: dict[str, Any] = json.loads((run / "recipe.json").read_text())
-    model = EscLive(checkpoint.load_config(EscLiveConfig, recipe["model"]))
     prefix = "model."
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in loaded["state_dict"].items() if k.startswith(prefix)})
-    steps = int(loaded["global_step"])
-    crop = recipe["crop_frames"] / model.config.frame_rate
-    card = CARD.format(
+    state = {k.removeprefix(prefix): v for k, v in loaded["state_dict"].items() if k.startswith(prefix)}
+    steps, note = int(loaded["global_step"]), f"- {note}\n" if note else ""
+    if "network" in json.loads((run / "recipe.json").read_text()):
+        return _export_speaker(load_recipe(run, SpeakerRecipe), state, steps, facts, out, note)
+    return _export_codec(load_recipe(run, _codec_kind(run)), state, steps, facts, out, note)
+
+
+def _codec_kind(run: Path) -> type[CodecRecipe]:
+    adversarial = "discriminator_steps" in json.loads((run / "recipe.json").read_text())
+    return AdversarialRecipe if adversarial else CodecRecipe
+
+
+def _export_codec(
+    recipe: CodecRecipe, state: dict[str, Tensor], steps: int, facts: dict[str, Any], out: Path, note: str
+) -> str:
+    model = EscLive(recipe.model)
+    model.load_state_dict(state)
+    card = CODEC_CARD.format(
         name=out.name,
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
-        recipe=recipe["name"],
+        recipe=recipe.name,
         steps=f"{steps:,}",
-        batch=recipe["batch_size"],
-        crop=crop,
-        hours=steps * recipe["batch_size"] * crop / 3600,
+        batch=recipe.batch_size,
+        crop=recipe.crop_samples / recipe.sample_rate,
+        hours=steps * recipe.batch_size * recipe.crop_samples / recipe.sample_rate / 3600,
         data_hours=facts["hours"],
-        ema=recipe["ema_decay"],
-        rate=recipe["learning_rate"],
-        decay=recipe["decay_steps"],
-        note=f"- {note}\n" if note else "",
+        ema=recipe.ema_decay,
+        rate=recipe.learning_rate,
+        decay=recipe.decay_steps,
+        note=note,
         data=facts["table"],
     )
     return checkpoint.save(out, model, kind=model.kind, config=model.config, card=card)
+
+
+def _export_speaker(
+    recipe: SpeakerRecipe, state: dict[str, Tensor], steps: int, facts: dict[str, Any], out: Path, note: str
+) -> str:
+    encoder = SpeakerEncoder(recipe.model)
+    encoder.load_state_dict(state)
+    losses = ["margin softmax"] if recipe.classify_weight > 0 else []
+    teacher = "No teacher."
+    if recipe.teacher:
+        losses += ["cosine to the teacher's embedding", "difference to its cosines within a batch"]
+        name = load_targets(recipe.teacher).teacher
+        teacher = TEACHERS.get(name, f"Teacher: {name}.")
+    shortest, longest = recipe.crop_seconds
+    card = SPEAKER_CARD.format(
+        name=out.name,
+        kind=recipe.model.kind,
+        parameters=sum(p.numel() for p in encoder.parameters()) / 1e6,
+        dim=encoder.embedding_dim,
+        recipe=recipe.name,
+        steps=f"{steps:,}",
+        batch=recipe.batch_size,
+        shortest=shortest,
+        longest=longest,
+        hours=steps * recipe.batch_size * (shortest + longest) / 2 / 3600,
+        data_hours=facts["hours"],
+        speeds=", ".join(f"{factor:g}" for factor in recipe.speeds),
+        num_speakers=facts.get("speakers", "hundreds"),
+        ema=recipe.ema_decay,
+        losses=", ".join(losses),
+        teacher=teacher,
+        note=note,
+        data=facts["table"],
+    )
+    return speaker.model.save(out, encoder, card)
 
 
 def describe_data(manifests: Sequence[str]) -> str:
@@ -97,7 +185,7 @@ def describe_data(manifests: Sequence[str]) -> str:
             entry["speakers"].add(item.speaker)
     lines = ["| corpus | hours | recordings | speakers | language | licence |", "|---|---|---|---|---|---|"]
     for name, entry in sorted(corpora.items()):
-        speakers = "unlabelled" if any(s.endswith("/unlabelled") for s in entry["speakers"]) else len(entry["speakers"])
+        speakers = "unlabelled" if any(s.endswith(UNLABELLED) for s in entry["speakers"]) else len(entry["speakers"])
         hours = "" if math.isnan(entry["hours"]) else f"{entry['hours']:.2f}"
         facts = (name, hours, entry["files"], speakers, entry["language"], entry["licence"])
         lines.append("| " + " | ".join(str(fact or "not stated") for fact in facts) + " |")

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 from codec.config import EscLiveConfig
+from engine.features import FrontEndConfig, kaldi_fbank
 from recipes.harness.augment import AugmentConfig
+from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
+from speaker.backbones.resnet import ResNetConfig
+from speaker.backbones.titanet import TitaNetConfig
+from speaker.backbones.xvector import XvectorConfig
+from speaker.model import SpeakerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything a run depends on besides the data."""
+    """Everything a run depends on besides the data: what the recipes of both kinds of model have in common.
+
+    A kind of model adds `model`, its configuration, and `sample_rate`, `crop_samples`, `validation_samples`.
+    """
 
     name: str
-    model: EscLiveConfig = field(default_factory=EscLiveConfig)
     seed: int = 1
-    crop_frames: int = 48  # of 20 ms
     batch_size: int = 8  # crops of a step, over all devices
     max_steps: int = 20_000
     warmup_steps: int = 200
@@ -26,6 +34,43 @@ class Recipe:
     betas: tuple[float, float] = (0.8, 0.98)
     clip_norm: float = 1.0
     precision: str = "32-true"  # of Lightning; "bf16-mixed" is 1.8 times faster where the processor has AVX512_BF16
+    ema_decay: float = 0.999
+    skip_bad_batches: int = 0  # batches with a gradient that is not finite; one more stops the run
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # of training crops; no effect by default
+    crop_levels: tuple[float, float] = (-38.0, -14.0)  # dBFS; training and validation crops are set to one of these
+    speaker_exponent: float = 0.5  # a speaker is drawn with weight hours^exponent
+    join_short: bool = False  # recordings shorter than a crop are joined with others of their speaker, not left out
+    validation_percent: float = 4.0  # of speakers
+    validation_crops: int = 24
+    validate_every: int = 500  # steps
+    checkpoint_minutes: float = 4.0
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio, Hz."""
+        raise NotImplementedError
+
+    @property
+    def crop_samples(self) -> int:
+        """Samples of a training crop."""
+        raise NotImplementedError
+
+    @property
+    def validation_samples(self) -> int:
+        """Samples of a validation crop."""
+        raise NotImplementedError
+
+    def shortened(self) -> Self:
+        """The recipe for --fast-dev-run: batches of full size, but three of them, and little of everything else."""
+        return replace(self, max_steps=3, validate_every=3, validation_crops=min(self.validation_crops, 4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecRecipe(Recipe):
+    """Training of the live codec."""
+
+    model: EscLiveConfig = field(default_factory=EscLiveConfig)
+    crop_frames: int = 48  # of 20 ms
     # Steps without quantization first; then the codebooks start anew on what the encoder has learned. After a start
     # from data they bring nothing: 150 of them gave, at step 300, validation PESQ-WB 1.90 against 1.93 without.
     bypass_steps: int = 0
@@ -38,22 +83,29 @@ class Recipe:
     loudness_weight: float = 2.0
     commitment_weight: float = 0.02
     codebook_weight: float = 1.0
-    ema_decay: float = 0.999
-    skip_bad_batches: int = 0  # batches with a gradient that is not finite; one more stops the run
     start_seconds: float = 400.0  # of speech for the data-driven start
-    augment: AugmentConfig = field(default_factory=AugmentConfig)  # of training crops; no effect by default
-    crop_levels: tuple[float, float] = (-38.0, -14.0)  # dBFS; training and validation crops are set to one of these
-    speaker_exponent: float = 0.5  # a speaker is drawn with weight hours^exponent
-    join_short: bool = False  # recordings shorter than a crop are joined with others of their speaker, not left out
-    validation_percent: float = 4.0  # of speakers
-    validation_crops: int = 24
     validation_frames: int = 200
-    validate_every: int = 500  # steps
-    checkpoint_minutes: float = 4.0
+
+    @property
+    def sample_rate(self) -> int:
+        return self.model.sample_rate
+
+    @property
+    def crop_samples(self) -> int:
+        return self.crop_frames * self.model.samples_per_frame
+
+    @property
+    def validation_samples(self) -> int:
+        return self.validation_frames * self.model.samples_per_frame
+
+    def shortened(self) -> Self:
+        return replace(
+            super().shortened(), start_seconds=min(self.start_seconds, 10.0), bypass_steps=min(self.bypass_steps, 1)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdversarialRecipe(Recipe):
+class AdversarialRecipe(CodecRecipe):
     """A second stage: the losses of the first and discriminators that the codec has to deceive.
 
     Of the steps, the first `discriminator_steps` train the discriminators alone; `warmup_steps` count after them.
@@ -70,3 +122,57 @@ class AdversarialRecipe(Recipe):
     period_channels: tuple[int, ...] = (8, 16, 32, 64, 64)
     windows: tuple[int, ...] = (1024, 512, 256)
     window_channels: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeakerRecipe(Recipe):
+    """Training of a speaker encoder, against labels where there are any, and against a teacher where it has been heard.
+
+    The loss is the sum of four, each with its weight: margin softmax (`classify`), cosine to the teacher's embedding
+    (`imitate`), difference to the teacher's cosines within the batch (`relate`), all of them for `nested` too.
+    """
+
+    front_end: FrontEndConfig = field(default_factory=kaldi_fbank)
+    network: EcapaTdnnConfig | TitaNetConfig | ResNetConfig | XvectorConfig = field(default_factory=EcapaTdnnConfig)
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.98)
+    schedule: Literal["stable", "cosine", "cyclic"] = "stable"  # after the warm-up
+    cycle_steps: int = 2_000  # of "cyclic": up and down again, each top half as high as the one before
+    crop_seconds: tuple[float, float] = (1.5, 3.0)  # one length for all crops of a step
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)  # each is another voice with a label of its own
+    teacher: str = ""  # file of embeddings that recipes.teach has written
+    own_share: float = 0.5  # of a recording's own embedding in its target; the rest is the mean of its speaker
+    unlabelled_share: float = 0.2  # of the crops, where some speakers are unknown
+    imitate_weight: float = 1.0
+    relate_weight: float = 1.0
+    classify_weight: float = 0.1
+    margin: float = 0.2
+    margin_steps: tuple[int, int] = (500, 2_000)  # the margin grows from the first of these steps to the second
+    scale: float = 32.0
+    sub_centres: int = 1
+    top_k: int = 0  # nearest wrong classes whose cosines are raised by `top_k_penalty`
+    top_k_penalty: float = 0.06
+    fixed_classifier: bool = False  # equiangular class vectors that are not learned
+    nested: tuple[int, ...] = ()  # so many first dimensions are an embedding of their own
+    validation_percent: float = 10.0
+    validation_crops: int = 400
+    validation_seconds: float = 4.0
+
+    @property
+    def model(self) -> SpeakerConfig:
+        """Configuration of the encoder."""
+        return SpeakerConfig(front_end=self.front_end, network=self.network)
+
+    @property
+    def sample_rate(self) -> int:
+        return self.front_end.sample_rate
+
+    @property
+    def crop_samples(self) -> int:
+        return round(max(self.crop_seconds) * self.sample_rate)
+
+    @property
+    def validation_samples(self) -> int:
+        return round(self.validation_seconds * self.sample_rate)

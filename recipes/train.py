@@ -34,12 +34,13 @@ from recipes.harness import loaders, plots, record
 from recipes.harness.callbacks import Checkpoints, Ema, Guard, Settings, Stop
 from recipes.harness.data import data_digest
 from recipes.harness.progress import Progress
+from recipes.harness.recordings import UNLABELLED
 from recipes.harness.task import Task
 from recipes.recipe import Recipe
 from recipes.tasks import make_task
 
 log = logging.getLogger("recipes.train")
-NO_RECIPES = {"__init__", "train", "recipe", "export", "cache"}  # other modules beside the recipes
+NO_RECIPES = {"__init__", "train", "recipe", "export", "cache", "teach", "teachers"}  # other modules beside the recipes
 
 
 def find_recipe(name: str) -> Recipe:
@@ -114,18 +115,6 @@ def chosen_recipe(options: argparse.Namespace) -> tuple[str, Recipe, list[str]]:
     return name, changed, data
 
 
-def shortened(recipe: Recipe) -> Recipe:
-    """The recipe for --fast-dev-run: batches of full size, but three of them, and little of everything else."""
-    return dataclasses.replace(
-        recipe,
-        max_steps=3,
-        validate_every=3,
-        validation_crops=min(recipe.validation_crops, 4),
-        start_seconds=min(recipe.start_seconds, 10.0),
-        bypass_steps=min(recipe.bypass_steps, 1),
-    )
-
-
 def make_strategy(options: argparse.Namespace) -> Any:
     """One process, or synchronous gradients on several.
 
@@ -187,7 +176,9 @@ def data_facts(task: Task, manifests: Sequence[str]) -> dict[str, Any]:
     """What a model card says of the data: hours trained on, and a table of the corpora."""
     assert task.crops is not None
     samples = sum(u.num_samples for u in task.crops.utterances)
-    return {"hours": samples / task.recipe.model.sample_rate / 3600, "table": describe_data(manifests)}
+    speakers = len({u.speaker for u in task.crops.utterances if not u.speaker.endswith(UNLABELLED)})
+    hours = samples / task.recipe.sample_rate / 3600
+    return {"hours": hours, "speakers": speakers, "table": describe_data(manifests)}
 
 
 def write_records(options: argparse.Namespace, task: Task, name: str, data: list[str], step: int) -> None:
@@ -215,7 +206,7 @@ def run(options: argparse.Namespace) -> int:
     if last.exists() and not options.resume and not options.fast_dev_run:
         raise ConfigError(f"{options.out} holds a run already; add --resume or choose another folder")
     name, recipe, data = chosen_recipe(options)
-    recipe = shortened(recipe) if options.fast_dev_run else recipe
+    recipe = recipe.shortened() if options.fast_dev_run else recipe
     pl.seed_everything(recipe.seed, verbose=False)
     task = make_task(recipe)
     if options.init and not options.resume:

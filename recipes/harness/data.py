@@ -219,18 +219,15 @@ class SpeechCrops(Dataset[Tensor]):
         rng = np.random.default_rng((self.seed, index))
         for _ in range(4):  # digital silence teaches little: draw again, but not forever
             crop = self._draw(rng)
-            rms = _rms(crop)
-            if rms > 1e-3:
+            if rms(crop) > 1e-3:
                 break
         else:
             return torch.from_numpy(crop)
         level = rng.uniform(*self.levels)  # before what `augment` draws: the same level with and without it
         if self.augment:
             crop = self.augment(crop, rng)
-            rms = _rms(crop)
             assert crop.shape == (self.num_samples,) and crop.dtype == np.float32, f"{crop.dtype} {crop.shape}"
-        gain = 10 ** (level / 20) / max(rms, 1e-6)  # `augment` may leave next to nothing
-        return torch.from_numpy(crop * min(gain, 0.99 / max(float(np.abs(crop).max()), 1e-6)))
+        return torch.from_numpy(at_level(crop, level))
 
     def _draw(self, rng: np.random.Generator) -> NDArray[np.float32]:
         pick = min(int(np.searchsorted(self.cumulative, rng.random())), len(self.utterances) - 1)
@@ -256,5 +253,12 @@ class SpeechCrops(Dataset[Tensor]):
         return self.samples[begin : begin + count].astype(np.float32) / np.float32(32768)
 
 
-def _rms(wav: NDArray[np.float32]) -> float:
+def at_level(wav: NDArray[np.float32], dbfs: float) -> NDArray[np.float32]:
+    """The samples at that level, or lower where they would not fit."""
+    gain = 10 ** (dbfs / 20) / max(rms(wav), 1e-6)  # what disturbs speech may leave next to nothing of it
+    return wav * np.float32(min(gain, 0.99 / max(float(np.abs(wav).max()), 1e-6)))
+
+
+def rms(wav: NDArray[np.float32]) -> float:
+    """Root mean square."""
     return float(np.sqrt(np.mean(wav**2)))

@@ -6,7 +6,6 @@ import copy
 import logging
 import signal
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from engine.errors import ConfigError
-from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import SpeechCrops, Utterance, build_cache, is_validation
 from recipes.harness.task import Task
 
@@ -86,18 +84,15 @@ def make_loaders(
     if recipe.batch_size % world_size:
         raise ConfigError(f"a batch of {recipe.batch_size} crops cannot be dealt to {world_size} devices; "
                           f"change their number or --set batch_size")  # fmt: skip
-    samples, utterances = build_cache(list(manifests), cache, recipe.model.sample_rate)
+    samples, utterances = build_cache(list(manifests), cache, recipe.sample_rate)
     held_out = [u for u in utterances if is_validation(u.speaker, recipe.validation_percent)]
     train = [u for u in utterances if not is_validation(u.speaker, recipe.validation_percent)]
-    hours = sum(u.num_samples for u in train) / recipe.model.sample_rate / 3600
+    hours = sum(u.num_samples for u in train) / recipe.sample_rate / 3600
     log.warning("training on %.2f h, %d recordings; validating on %d", hours, len(train), len(held_out))
     if not held_out:
         raise ConfigError(f"no speaker falls into the validation split of {recipe.validation_percent} %; raise it")
-    total = recipe.max_steps * recipe.batch_size
-    task.crops = training_crops(task, samples, train, total)
-    valid = SpeechCrops(
-        samples, held_out, task.validation_samples, recipe.validation_crops, seed=0, levels=recipe.crop_levels
-    )
+    valid = task.prepare(samples, train, held_out)
+    assert task.crops is not None
     # Generators of their own: a loader draws a seed when it starts, and a resumed run starts one more.
     return (
         ResumableLoader(
@@ -108,19 +103,6 @@ def make_loaders(
         DataLoader(
             valid, recipe.validation_crops, sampler=ValidationOrder(task, len(valid)), generator=torch.Generator()
         ),
-    )  # fmt: skip
-
-
-def training_crops(task: Task, samples: np.ndarray, utterances: list[Utterance], total: int) -> SpeechCrops:
-    """Crops as the recipe wants them drawn, augmented where it asks for any effect."""
-    recipe, read, augment = task.recipe, task.crop_samples, None
-    if recipe.augment != AugmentConfig():
-        voices = [samples[u.start : u.start + u.num_samples] for u in utterances]
-        chain = Augment(recipe.augment, recipe.model.sample_rate, babble=voices)
-        read, augment = chain.source_length(read), partial(chain, num_samples=read)
-    return SpeechCrops(
-        samples, utterances, task.crop_samples, total, recipe.seed, augment=augment, levels=recipe.crop_levels,
-        speaker_exponent=recipe.speaker_exponent, join_short=recipe.join_short, read_samples=read,
     )  # fmt: skip
 
 

@@ -125,3 +125,23 @@ def warmup_stable_decay(optimizer: Optimizer, warmup: int, total: int, decay: in
         return min(1.0, (step + 1) / max(1, warmup), max(0.0, (total - step) / max(1, decay)))
 
     return LambdaLR(optimizer, factor)
+
+
+def warmup_cosine(optimizer: Optimizer, warmup: int, total: int) -> LambdaLR:
+    """Linear warm-up, then half a cosine down to 0 (Loshchilov and Hutter 2017, without restarts)."""
+
+    def factor(step: int) -> float:
+        through = min(1.0, max(0, step - warmup) / max(1, total - warmup))
+        return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * through))
+
+    return LambdaLR(optimizer, factor)
+
+
+def cyclic(optimizer: Optimizer, period: int) -> LambdaLR:
+    """Triangles of `period` steps, each half as high as the one before (Smith 2017, "triangular2")."""
+
+    def factor(step: int) -> float:
+        cycle, place = divmod(step, period)
+        return 0.5**cycle * max(1e-4, 1 - abs(2 * place / period - 1))
+
+    return LambdaLR(optimizer, factor)

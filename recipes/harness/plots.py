@@ -169,7 +169,7 @@ class Board(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.writer is None:
             return
-        step, rate = pl_module.batches_done, pl_module.recipe.model.sample_rate
+        step, rate = pl_module.batches_done, pl_module.recipe.sample_rate
         self._scalars(trainer, "valid/", step)
         for number, sounds in enumerate(self.sounds):
             for name, sound in sounds.items():

@@ -12,6 +12,7 @@ from torch import Tensor
 from engine import audio
 from engine.errors import AudioError
 
+UNLABELLED = "/unlabelled"  # a "speaker" whose name ends so is anybody: each of the recordings may be somebody else
 OVERSHOOT = 0.5  # seconds that a segment may end after its file, as in Kaldi's extract-segments
 
 

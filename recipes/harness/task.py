@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.errors import ConfigError
-from recipes.harness.data import SpeechCrops
+from recipes.harness.augment import Augment, AugmentConfig
+from recipes.harness.data import SpeechCrops, Utterance
 from recipes.recipe import Recipe
 
 
@@ -36,19 +39,33 @@ class Task(pl.LightningModule):
         return self.global_step
 
     @property
-    def crop_samples(self) -> int:
-        """Samples of a training crop."""
-        return self.recipe.crop_frames * self.recipe.model.samples_per_frame
-
-    @property
-    def validation_samples(self) -> int:
-        """Samples of a validation crop."""
-        return self.recipe.validation_frames * self.recipe.model.samples_per_frame
-
-    @property
     def seconds_per_step(self) -> float:
         """Seconds of audio in a step, over all devices."""
-        return self.recipe.batch_size * self.crop_samples / self.recipe.model.sample_rate
+        return self.recipe.batch_size * self.recipe.crop_samples / self.recipe.sample_rate
+
+    def prepare(self, samples: np.ndarray, train: list[Utterance], held_out: list[Utterance]) -> SpeechCrops:
+        """Set `crops`, those to train on, and return those to validate on; called once, before the optimizer is made.
+
+        `samples` (N,) int16 are those of all recordings.
+        """
+        recipe = self.recipe
+        total = recipe.max_steps * recipe.batch_size
+        self.crops = self.training_crops(samples, train, total)
+        return SpeechCrops(
+            samples, held_out, recipe.validation_samples, recipe.validation_crops, seed=0, levels=recipe.crop_levels
+        )
+
+    def training_crops(self, samples: np.ndarray, utterances: list[Utterance], total: int) -> SpeechCrops:
+        """Crops as the recipe wants them drawn, augmented where it asks for any effect."""
+        recipe, read, augment = self.recipe, self.recipe.crop_samples, None
+        if recipe.augment != AugmentConfig():
+            voices = [samples[u.start : u.start + u.num_samples] for u in utterances]
+            chain = Augment(recipe.augment, recipe.sample_rate, babble=voices)
+            read, augment = chain.source_length(read), partial(chain, num_samples=read)
+        return SpeechCrops(
+            samples, utterances, recipe.crop_samples, total, recipe.seed, augment=augment, levels=recipe.crop_levels,
+            speaker_exponent=recipe.speaker_exponent, join_short=recipe.join_short, read_samples=read,
+        )  # fmt: skip
 
     @property
     def monitor(self) -> dict[str, int]:

@@ -22,7 +22,7 @@ from codec.vectors import broadcast_
 from engine.errors import ConfigError, SpeechError
 from recipes.harness.optim import make_optimizer, warmup_stable_decay
 from recipes.harness.task import Task
-from recipes.recipe import Recipe
+from recipes.recipe import CodecRecipe
 
 
 class CodecTask(Task):
@@ -35,7 +35,7 @@ class CodecTask(Task):
     }  # fmt: skip
     number_label: ClassVar[str] = "levels"
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: CodecRecipe) -> None:
         super().__init__(recipe)
         weights = recipe.level_weights
         if weights and (len(weights) != recipe.model.levels or min(weights) < 0 or sum(weights) == 0):

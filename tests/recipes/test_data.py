@@ -16,7 +16,6 @@ from recipes import train
 from recipes.esc_live import base
 from recipes.export import describe_data
 from recipes.harness.data import SpeechCrops, Utterance, build_cache, data_digest, is_validation, open_cache
-from recipes.harness.loaders import training_crops
 from recipes.tasks.codec import CodecTask
 
 
@@ -250,11 +249,11 @@ def test_a_recipe_augments_training_crops_and_not_its_validation():
     task = CodecTask(recipe)
     tone = np.sin(2 * np.pi * 500 * np.arange(48_000) / 16_000)
     samples = (8000 * tone).astype(np.int16)
-    crops = training_crops(task, samples, [Utterance("a.wav", "a", 0, len(samples))], total=4)
+    crops = task.training_crops(samples, [Utterance("a.wav", "a", 0, len(samples))], total=4)
     assert crops.read_samples == 4000 and crops[0].shape == (3200,)
     peak = np.abs(np.fft.rfft(crops[0].numpy() * np.hanning(3200))).argmax() * 16_000 / 3200
     assert peak == pytest.approx(625, abs=10)  # sped up by a quarter, without a seam
-    assert training_crops(CodecTask(base()), samples, crops.utterances, 4).augment is None
+    assert CodecTask(base()).training_crops(samples, crops.utterances, 4).augment is None
 
 
 def test_settings_reach_into_the_parts_of_a_recipe():

@@ -8,7 +8,7 @@ from torch import nn
 
 from engine.errors import ConfigError
 from recipes.harness.optim import Muon, make_optimizer, orthogonal_groups, orthogonalized
-from recipes.recipe import Recipe
+from recipes.recipe import CodecRecipe
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 24), (2, 24, 8), (1, 16, 16)])
@@ -63,4 +63,4 @@ def test_muon_moves_a_matrix_by_the_rate_whatever_the_gradient():
 
 def test_an_unknown_optimizer_is_an_error():
     with pytest.raises(ConfigError, match="adamw and muon"):
-        make_optimizer(nn.Linear(2, 2), Recipe(name="x", optimizer="sgd"))
+        make_optimizer(nn.Linear(2, 2), CodecRecipe(name="x", optimizer="sgd"))

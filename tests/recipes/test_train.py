@@ -22,7 +22,7 @@ from engine.errors import ConfigError
 from recipes import export, train
 from recipes.esc_live import base
 from recipes.harness.record import load_recipe
-from recipes.recipe import Recipe
+from recipes.recipe import CodecRecipe
 from recipes.tasks.codec import CodecTask
 
 SETTINGS = [
@@ -308,6 +308,6 @@ def test_levels_depend_on_the_step_and_never_rise():
 def test_the_recipe_is_saved_and_read_back(whole):
     saved = json.loads((whole / "recipe.json").read_text())
     assert saved["max_steps"] == 6 and saved["model"]["codebook_size"] == 16
-    recipe = load_recipe(whole, Recipe)
+    recipe = load_recipe(whole, CodecRecipe)
     assert json.loads(json.dumps(dataclasses.asdict(recipe))) == saved
     assert recipe.betas == (0.8, 0.98) and recipe.model.channels == (16, 16, 16, 32)

@@ -1,0 +1,56 @@
+"""Recipes of the speaker encoders.
+
+Each takes labels, a teacher's embeddings (`--set teacher=FILE.npz`, see recipes.teach), or both.
+"""
+
+from __future__ import annotations
+
+from engine.features import kaldi_fbank, kaldi_mfcc, nemo_mel
+from recipes.harness.augment import AugmentConfig
+from recipes.recipe import SpeakerRecipe
+from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
+from speaker.backbones.resnet import resnet
+from speaker.backbones.titanet import small
+from speaker.backbones.xvector import XvectorConfig
+
+# Cheap beside a step: 5 ms a crop on the core that trains. Rooms are synthetic; for noise, name recordings and set
+# augment.noise_probability.
+AUGMENT = AugmentConfig(
+    reverb_probability=0.3, babble_probability=0.15, babble_snr=(8.0, 20.0), clipping_probability=0.03,
+    band_limit_probability=0.1, telephone_probability=0.05, file_codec_probability=0.12,
+)  # fmt: skip
+
+
+def ecapa() -> SpeakerRecipe:
+    """ECAPA-TDNN with 512 channels (Desplanques et al. 2020)."""
+    return SpeakerRecipe(name="ecapa", network=EcapaTdnnConfig(), augment=AUGMENT)
+
+
+def titanet() -> SpeakerRecipe:
+    """TitaNet-S (Koluguri et al. 2022)."""
+    return SpeakerRecipe(name="titanet", front_end=nemo_mel(80), network=small(), augment=AUGMENT)
+
+
+def resnet34() -> SpeakerRecipe:
+    """ResNet34 of BUT and WeSpeaker at half its width, 16 channels."""
+    network = resnet(34, channels=16, num_bins=64)
+    return SpeakerRecipe(name="resnet34", front_end=kaldi_fbank(64), network=network, augment=AUGMENT)
+
+
+def xvector() -> SpeakerRecipe:
+    """The x-vector network (Snyder et al. 2018)."""
+    network = XvectorConfig(num_bins=30)
+    return SpeakerRecipe(name="xvector", front_end=kaldi_mfcc(30), network=network, augment=AUGMENT)
+
+
+def tiny() -> SpeakerRecipe:
+    """An encoder of a minute, for tests and for trying out a machine."""
+    network = EcapaTdnnConfig(
+        num_bins=24, channels=32, mfa_channels=48, res2_scale=4, squeeze_channels=8, attention_channels=8,
+        embedding_dim=16, dilations=(2, 3),
+    )  # fmt: skip
+    return SpeakerRecipe(
+        name="speaker_tiny", front_end=kaldi_fbank(24), network=network, batch_size=8, crop_seconds=(0.5, 1.0),
+        validation_seconds=1.0, validation_crops=24, max_steps=60, warmup_steps=10, decay_steps=20, validate_every=30,
+        margin_steps=(5, 20), classify_weight=1.0, speeds=(1.0,),
+    )  # fmt: skip

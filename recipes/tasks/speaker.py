@@ -1,0 +1,178 @@
+"""Training of a speaker encoder: margin softmax on labels, imitation of a teacher, or both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import speaker
+from engine.errors import ConfigError
+from recipes.harness.augment import Augment, AugmentConfig
+from recipes.harness.data import SpeechCrops, Utterance
+from recipes.harness.optim import cyclic, make_optimizer, warmup_cosine, warmup_stable_decay
+from recipes.harness.speakers import SpeakerCrop, SpeakerCrops
+from recipes.harness.task import Task
+from recipes.recipe import SpeakerRecipe
+from recipes.teach import load_targets
+from speaker.heads import MarginClassifier, imitation_loss, relation_loss
+from speaker.metrics import eer
+from speaker.model import SpeakerEncoder
+
+CUTS = (1, 2, 4)  # seconds of the validation crops
+
+
+class SpeakerTask(Task):
+    """`model` is the encoder; the classifiers and the map to the teacher's dimensions stay behind."""
+
+    recipe: SpeakerRecipe
+    labels: ClassVar[dict[str, str]] = Task.labels | {
+        "classify": "margin softmax", "imitate": "1 - cosine to the teacher", "relate": "difference to its cosines",
+        "eer": "equal error rate, %", "taught": "cosine to the teacher", "collapse": "spread within / between speakers",
+    }  # fmt: skip
+    number_label: ClassVar[str] = "seconds"
+
+    def __init__(self, recipe: SpeakerRecipe) -> None:
+        super().__init__(recipe)
+        dim = recipe.network.embedding_dim
+        if recipe.classify_weight <= 0 and not recipe.teacher:
+            raise ConfigError("there is nothing to learn: classify_weight is 0 and there is no teacher")
+        if any(not 0 < nested < dim for nested in recipe.nested):
+            raise ConfigError(f"nested dimensions lie between 0 and {dim}, got {recipe.nested}")
+        self.model = SpeakerEncoder(recipe.model)
+        self.classifiers = nn.ModuleList()
+        self.to_teacher: nn.Module = nn.Identity()
+        self.corpora = np.zeros(0, np.int64)  # of the validation speakers
+
+    @property
+    def monitor(self) -> dict[str, int]:
+        return {"valid/eer2": -1}
+
+    def start_from(self, folder: Path) -> None:
+        """Take the weights of a trained encoder of the same configuration, for example for a larger margin."""
+        trained = speaker.load(folder)
+        if trained.config != self.recipe.model:
+            raise ConfigError(f"{folder} has another configuration than the recipe: {trained.config}")
+        self.model.backbone.load_state_dict(trained.backbone.state_dict())
+
+    def prepare(self, samples: np.ndarray, train: list[Utterance], held_out: list[Utterance]) -> SpeechCrops:
+        """Labels, targets, and the layers whose size depends on how many of them there are."""
+        recipe = self.recipe
+        targets = load_targets(recipe.teacher) if recipe.teacher else None
+        chain = None
+        if recipe.augment != AugmentConfig():
+            voices = [samples[u.start : u.start + u.num_samples] for u in train]
+            chain = Augment(recipe.augment, recipe.sample_rate, babble=voices)
+        total = recipe.max_steps * recipe.batch_size
+        self.crops = crops = SpeakerCrops(
+            samples, train, recipe.crop_samples, total, recipe.seed, speeds=recipe.speeds,
+            targets=targets, own_share=recipe.own_share, unlabelled_share=recipe.unlabelled_share, augment=chain,
+            levels=recipe.crop_levels, speaker_exponent=recipe.speaker_exponent,
+        )  # fmt: skip
+        valid = SpeakerCrops(
+            samples, held_out, recipe.validation_samples, recipe.validation_crops, 0, targets=targets,
+            unlabelled_share=0.0, levels=recipe.crop_levels, speaker_exponent=0.0,
+        )  # fmt: skip
+        dim = recipe.network.embedding_dim
+        if recipe.classify_weight > 0:
+            self.classifiers = nn.ModuleList(
+                MarginClassifier(
+                    size, crops.num_labels, scale=recipe.scale, sub_centres=recipe.sub_centres, top_k=recipe.top_k,
+                    top_k_penalty=recipe.top_k_penalty, fixed=recipe.fixed_classifier,
+                )
+                for size in (dim, *recipe.nested)
+            )  # fmt: skip
+        if targets and crops.dim != dim:
+            self.to_teacher = nn.Linear(dim, crops.dim, bias=False)
+        names = [speaker.split("/")[0] for speaker in valid.speakers]
+        self.corpora = np.unique(names, return_inverse=True)[1]
+        return valid
+
+    def embed(self, wav: Tensor) -> Tensor:
+        """(B, N) -> (B, D); features in single precision whatever the network computes in."""
+        with torch.autocast(wav.device.type, enabled=False):
+            features, _ = self.model.front_end(wav)
+        embeddings: Tensor = self.model.backbone(features)
+        return embeddings.float()
+
+    def margin_at(self, step: int) -> float:
+        """The margin grows linearly between the two steps of the recipe."""
+        first, last = self.recipe.margin_steps
+        return self.recipe.margin * min(1.0, max(0.0, (step - first) / max(1, last - first)))
+
+    def samples_at(self, step: int) -> int:
+        """Length of all crops of a step; depends on seed and step alone."""
+        low, high = (round(seconds * self.recipe.sample_rate) for seconds in self.recipe.crop_seconds)
+        return int(np.random.default_rng((self.recipe.seed, 3, step)).integers(low, high + 1))
+
+    def training_step(self, batch: SpeakerCrop, batch_idx: int) -> Tensor:
+        recipe, step = self.recipe, self.batches_done
+        embeddings = self.embed(batch.wav[:, : self.samples_at(step)])
+        known, margin = batch.label >= 0, self.margin_at(step)
+        parts: dict[str, Tensor] = {}
+        sizes = (embeddings.shape[1], *recipe.nested)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            if len(self.classifiers):
+                losses = [
+                    classify(embeddings[known, :size], batch.label[known], margin)
+                    for classify, size in zip(self.classifiers, sizes, strict=True)
+                ]
+                parts["classify"] = torch.stack(losses).mean()
+            if recipe.teacher:
+                parts["imitate"] = imitation_loss(self.to_teacher(embeddings), batch.target)
+                parts["relate"] = torch.stack([relation_loss(embeddings[:, :n], batch.target) for n in sizes]).mean()
+        total = sum((getattr(recipe, f"{name}_weight") * value for name, value in parts.items()), torch.zeros(()))
+        self.log_dict({f"train/{name}": value.detach() for name, value in {"total": total, **parts}.items()})
+        return total
+
+    def validation_step(self, batch: SpeakerCrop, batch_idx: int) -> None:
+        self.log_dict({f"valid/{name}": v for name, v in self.metrics(batch).items()}, batch_size=len(batch.wav))
+
+    @torch.no_grad()
+    def metrics(self, batch: SpeakerCrop) -> dict[str, float]:
+        """Equal error rates of all pairs within a corpus, whole and cut; in single precision, as users embed."""
+        values: dict[str, float] = {}
+        known = (batch.label >= 0).cpu().numpy()
+        label = batch.label.cpu().numpy()[known]
+        first, second = np.triu_indices(len(label), 1)
+        corpus = self.corpora[label]
+        paired = corpus[first] == corpus[second]
+        same = (label[first] == label[second])[paired]
+        with torch.autocast(batch.wav.device.type, enabled=False):
+            for seconds in CUTS:
+                wav = batch.wav[:, : seconds * self.recipe.sample_rate]
+                embeddings = torch.cat([self.embed(part) for part in wav.split(64)])
+                unit = F.normalize(embeddings[batch.label >= 0]).cpu().numpy()
+                cosines = np.einsum("nd,nd->n", unit[first[paired]], unit[second[paired]])
+                if same.any() and not same.all():
+                    values[f"eer{seconds}"] = 100 * eer(cosines[same], cosines[~same])[0]
+                if self.recipe.teacher:
+                    taught = F.cosine_similarity(self.to_teacher(embeddings), batch.target)
+                    values[f"taught{seconds}"] = float(taught.mean())
+        values["collapse"] = collapse(unit, label)
+        return values
+
+    def configure_optimizers(self) -> Any:
+        recipe = self.recipe
+        parts = nn.ModuleDict({"model": self.model, "classifiers": self.classifiers, "to_teacher": self.to_teacher})
+        optimizer = make_optimizer(parts, recipe)
+        if recipe.schedule == "cosine":
+            schedule = warmup_cosine(optimizer, recipe.warmup_steps, recipe.max_steps)
+        elif recipe.schedule == "cyclic":
+            schedule = cyclic(optimizer, recipe.cycle_steps)
+        else:
+            schedule = warmup_stable_decay(optimizer, recipe.warmup_steps, recipe.max_steps, recipe.decay_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def collapse(unit: np.ndarray, label: np.ndarray) -> float:
+    """(N, D), (N,) -> spread within speakers over spread between them ("NC1" of Papyan et al. 2020, by traces)."""
+    speakers, rows = np.unique(label, return_inverse=True)
+    means = np.stack([unit[rows == row].mean(0) for row in range(len(speakers))])
+    within = np.square(unit - means[rows]).sum(1).mean()
+    between = np.square(means - means.mean(0)).sum(1).mean()
+    return float(within / max(between, 1e-12))

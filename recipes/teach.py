@@ -1,0 +1,115 @@
+"""Embed the recordings of manifests with a teacher: python -m recipes.teach campplus --data MANIFEST --out FILE.npz.
+
+Speech that is played faster or slower is another voice, so each recording is embedded at several speeds. What training
+with `teacher=FILE.npz` then needs is looked up by the sha256 of the samples; the teacher itself is needed no more.
+Recordings of one speaker beyond --speaker-seconds, in a fixed random order, are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.errors import ConfigError, SpeechError
+from engine.files import replacing
+from recipes.harness.augment import speed
+from recipes.harness.data import Utterance, build_cache
+from recipes.harness.recordings import UNLABELLED
+from recipes.teachers import load_teacher
+
+RATE = 16_000
+MOST_SECONDS = 20.0  # of a recording; more does not change an embedding by much
+LEAST_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Embeddings (K, S, D) of K recordings at S speeds, and the recording's row by the sha256 of its samples."""
+
+    teacher: str
+    speeds: tuple[float, ...]
+    rows: dict[str, int]
+    embeddings: NDArray[np.float32]
+
+
+def load_targets(path: str | Path) -> Targets:
+    """Read what this command wrote; ConfigError if it is something else."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values = {name: file[name] for name in ("teacher", "speeds", "sha256", "embeddings")}
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{path} holds no embeddings of a teacher ({error}); python -m recipes.teach makes them"
+        ) from error
+    rows = {str(digest): row for row, digest in enumerate(values["sha256"])}
+    speeds = tuple(round(float(factor), 4) for factor in values["speeds"])
+    return Targets(str(values["teacher"]), speeds, rows, values["embeddings"].astype(np.float32))
+
+
+def chosen(utterances: Sequence[Utterance], speaker_seconds: float) -> list[Utterance]:
+    """Each recording once, in random order, up to that many seconds of a speaker; all of the unlabelled ones."""
+    order = np.random.default_rng(0).permutation(len(utterances))
+    heard: dict[str, float] = {}
+    kept: dict[str, Utterance] = {}
+    for utterance in (utterances[i] for i in order):
+        seconds = utterance.num_samples / RATE
+        enough = heard.get(utterance.speaker, 0.0) >= speaker_seconds and not utterance.speaker.endswith(UNLABELLED)
+        if not enough and seconds >= LEAST_SECONDS and utterance.sha256 not in kept:
+            kept[utterance.sha256] = utterance
+            heard[utterance.speaker] = heard.get(utterance.speaker, 0.0) + seconds
+    return list(kept.values())
+
+
+def teach(name: str, manifests: Sequence[str], out: Path, speeds: Sequence[float], speaker_seconds: float,
+          cache: Path) -> None:  # fmt: skip
+    """Embed and write."""
+    embed = load_teacher(name)
+    samples, utterances = build_cache(list(manifests), cache, RATE)
+    picked = chosen(utterances, speaker_seconds)
+    rows, begun, said = [], time.monotonic(), 0.0
+    for number, u in enumerate(picked, 1):
+        count = min(u.num_samples, int(MOST_SECONDS * RATE))
+        wav = samples[u.start : u.start + count].astype(np.float32) / np.float32(32768)
+        rows.append([embed(wav if factor == 1 else speed(wav, factor)) for factor in speeds])
+        spent = time.monotonic() - begun
+        if spent > said + 30:
+            said = spent
+            print(f"{number:,} of {len(picked):,}, {spent / number * (len(picked) - number) / 60:.0f} min left",
+                  file=sys.stderr, flush=True)  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as partial, partial.open("wb") as file:
+        np.savez(file, teacher=np.array(name), speeds=np.array(speeds), embeddings=np.array(rows, dtype=np.float16),
+                 sha256=np.array([u.sha256 for u in picked]))  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.teach", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("teacher", help="campplus or ge2e")
+    parser.add_argument("--data", action="append", required=True, help="manifest; may be repeated")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--speeds", type=float, nargs="+", default=[0.9, 1.0, 1.1])
+    parser.add_argument("--speaker-seconds", type=float, default=240.0)
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where decoded audio is kept")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    torch.set_num_threads(1)
+    try:
+        teach(options.teacher, options.data, options.out, options.speeds, options.speaker_seconds, options.cache)
+    except SpeechError as error:
+        print(f"teach: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""A small speaker training: labels, targets, resumption; what crops of it hold."""
+
+import csv
+import hashlib
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import speaker
+from engine.errors import ConfigError
+from recipes import export, teach, train
+from recipes.harness.data import Utterance, build_cache
+from recipes.harness.speakers import SpeakerCrops
+from recipes.recipe import SpeakerRecipe
+from recipes.speaker import tiny
+from recipes.tasks.speaker import SpeakerTask, collapse
+from recipes.teach import Targets, load_targets
+from recipes.teachers import load_teacher
+
+RATE = 16_000
+SPEEDS = (1.0, 1.25)
+
+
+def voice(number, seconds, take=0):
+    """A buzz of a pitch and colour of its own, so that a minute's training can tell it from others."""
+    rng = np.random.default_rng((number, take))
+    time = np.arange(int(seconds * RATE)) / RATE
+    pitch = 90 + 17 * number
+    partials = [np.sin(2 * np.pi * pitch * k * time + rng.uniform(0, 6)) for k in range(1, 12)]
+    wav = sum(partial / (1 + abs(k - 1 - number)) for k, partial in enumerate(partials))
+    return (0.1 * wav + 0.002 * rng.standard_normal(len(time))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("voices")
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "split", "corpus", "speaker", "seconds", "language", "licence"])
+        for number in range(12):
+            for take in range(3):
+                name = "anybody/unlabelled" if number == 11 else f"demo/{number}"
+                soundfile.write(folder / f"{number}_{take}.wav", voice(number, 1.5, take), RATE)
+                writer.writerow([f"{number}_{take}.wav", "train", "demo", name, 1.5, "", ""])
+    return folder / "manifest.csv"
+
+
+@pytest.fixture(scope="module")
+def targets(manifest):
+    """Stands in for a teacher: random directions by recording and speed."""
+    _, utterances = build_cache([manifest], manifest.parent / "cache", RATE)
+    rng = np.random.default_rng(0)
+    path = manifest.parent / "targets.npz"
+    embeddings = rng.standard_normal((len(utterances), 2, 16)).astype(np.float16)
+    np.savez(path, teacher="noise", speeds=np.array(SPEEDS), sha256=[u.sha256 for u in utterances],
+             embeddings=embeddings)  # fmt: skip
+    return path
+
+
+def arguments(manifest, out, *extra):
+    return ["speaker:tiny", "--data", str(manifest), "--out", str(out), "--cache", str(manifest.parent / "cache"),
+            "--no-tensorboard", "--set", "validation_percent=30", *extra]  # fmt: skip
+
+
+def test_training_tells_voices_apart_and_the_export_embeds_them(manifest, targets, tmp_path, capsys):
+    settings = ["--set", f"teacher={targets}", "--set", "unlabelled_share=0.1"]
+    assert train.main(arguments(manifest, tmp_path / "run", *settings)) == 0
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    assert float(rows[-1]["train/classify"]) < float(rows[0]["train/classify"])
+    assert {"valid/eer2", "valid/taught2", "valid/collapse"} <= rows[-1].keys()
+    assert export.main([str(tmp_path / "run"), "--out", str(tmp_path / "mine")]) == 0
+    encoder = speaker.load(tmp_path / "mine")
+    takes = [torch.from_numpy(np.stack([voice(number, 1.0, take) for number in range(8)])) for take in (8, 9)]
+    one, other = (torch.nn.functional.normalize(encoder(wav)) for wav in takes)
+    cosines = one @ other.T
+    assert cosines.diagonal().mean() > cosines.mean() + 0.1
+    assert (cosines.argmax(1) == torch.arange(8)).sum() >= 3  # by chance 1
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "speaker_tiny" in card and "60 steps" in card and "{" not in card
+
+
+def test_interrupted_equals_uninterrupted(manifest, tmp_path):
+    fast = ["--set", "max_steps=6", "--set", "validate_every=3", "--set", "nested=[4]", "--set", "sub_centres=2"]
+    assert train.main(arguments(manifest, tmp_path / "whole", *fast)) == 0
+    assert train.main(arguments(manifest, tmp_path / "parts", *fast, "--stop-after", "3")) == 0
+    assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--cache", str(manifest.parent / "cache"),
+                       "--no-tensorboard"]) == 0  # fmt: skip
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "parts")
+    )
+    assert one.keys() == other.keys() and "classifiers.1.weight" in one
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def crops(manifest, targets=None, **options):
+    samples, utterances = build_cache([manifest], manifest.parent / "cache", RATE)
+    heard = load_targets(targets) if targets else None
+    return SpeakerCrops(samples, utterances, 8000, 200, 1, targets=heard, **options)
+
+
+def test_labels_are_speakers_times_speeds_and_nobody_is_minus_one(manifest, targets):
+    found = crops(manifest, targets, speeds=SPEEDS, unlabelled_share=0.3)
+    assert found.num_labels == 22 and len(found.speakers) == 11
+    labels = [found[i].label for i in range(200)]
+    assert set(labels) <= set(range(-1, 22)) and len(set(labels)) > 18
+    assert 30 < labels.count(-1) < 90
+    again, item = found[5], found[5]
+    assert torch.equal(again.wav, item.wav) and item.wav.shape == (8000,) and item.taught
+    pitch = {}
+    for i in range(200):
+        item = found[i]
+        if item.label in (0, 11):  # the first speaker at both speeds
+            spectrum = np.abs(np.fft.rfft(item.wav.numpy() * np.hanning(8000), 1 << 16))
+            pitch[item.label] = spectrum[: int(120 * (1 << 16) / RATE)].argmax() * RATE / (1 << 16)
+    assert pitch[0] == pytest.approx(90, abs=2) and pitch[11] == pytest.approx(112.5, abs=2)
+
+
+def test_targets_mix_the_recording_and_its_speaker(manifest, targets):
+    alone, mean = crops(manifest, targets, own_share=1.0), crops(manifest, targets, own_share=0.0)
+    of_first = [i for i, u in enumerate(alone.utterances) if u.speaker == "demo/0"]
+    assert np.allclose(mean.targets[of_first], mean.targets[of_first[0]])
+    assert not np.allclose(alone.targets[of_first[0]], alone.targets[of_first[1]])
+    assert np.allclose(np.linalg.norm(mean.targets, axis=2), 1, atol=1e-5)
+    unknown = [i for i, u in enumerate(alone.utterances) if u.path.rsplit("/", 1)[-1].startswith("11_")]
+    assert np.allclose(mean.targets[unknown], alone.targets[unknown], atol=1e-5)  # nobody has no mean
+
+
+def test_short_recordings_of_nobody_are_repeated_never_joined(manifest):
+    samples, utterances = build_cache([manifest], manifest.parent / "cache", RATE)
+    only = [u for u in utterances if u.speaker.endswith("/unlabelled")]
+    long = SpeakerCrops(samples, only, 60_000, 10, 1)
+    assert long.speakers == [] and long.num_labels == 0
+    wav = long[0].wav
+    assert torch.allclose(wav[:24_000], wav[24_000:48_000])  # 1.5 s, again
+
+
+def test_what_a_teacher_has_not_heard_is_an_error(manifest, targets, tmp_path):
+    with pytest.raises(ConfigError, match=r"not heard the speeds \[0.9\]; it has \[1.0, 1.25\]"):
+        crops(manifest, targets, speeds=(0.9,))
+    other = Targets("x", (1.0,), {hashlib.sha256(b"").hexdigest(): 0}, np.zeros((1, 1, 4), np.float32))
+    with pytest.raises(ConfigError, match="none of these recordings"):
+        SpeakerCrops(np.zeros(10, np.int16), [Utterance("a", "b", 0, 10, "c")], 5, 1, 1, targets=other)
+    (tmp_path / "x.npz").write_text("hello")
+    with pytest.raises(ConfigError, match="holds no embeddings of a teacher"):
+        load_targets(tmp_path / "x.npz")
+    with pytest.raises(ConfigError, match="nothing to learn"):
+        SpeakerTask(SpeakerRecipe(name="x", classify_weight=0.0))
+    with pytest.raises(ConfigError, match="nested dimensions lie between 0 and 16"):
+        SpeakerTask(train.override(tiny(), ["nested=[16]"]))
+    with pytest.raises(ConfigError, match="there is no teacher 'x'; there are campplus, ge2e"):
+        load_teacher("x")
+
+
+def test_teach_writes_what_training_reads(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(teach, "load_teacher", lambda name: lambda wav: np.array([len(wav), 1.0], np.float32))
+    out = tmp_path / "a" / "targets.npz"
+    given = ["fake", "--data", str(manifest), "--out", str(out), "--speeds", "1", "2", "--speaker-seconds", "2.5"]
+    assert teach.main([*given, "--cache", str(manifest.parent / "cache")]) == 0
+    found = load_targets(out)
+    assert found.speeds == (1.0, 2.0) and found.embeddings.shape == (11 * 2 + 3, 2, 2)
+    assert np.all(found.embeddings[:, 0, 0] == 24_000) and np.all(abs(found.embeddings[:, 1, 0] - 12_000) < 10)
+
+
+def test_collapse_is_spread_within_over_spread_between():
+    means = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    points = np.repeat(means, 2, axis=0) + np.array([[0, 0.5], [0, -0.5]] * 2)
+    assert collapse(points, np.array([3, 3, 7, 7])) == pytest.approx(0.25)

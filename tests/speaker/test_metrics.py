@@ -1,0 +1,76 @@
+"""Error rates against definitions worked out by brute force, and against scikit-learn where it is installed."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import ScoreError
+from speaker.metrics import Cost, act_dcf, cllr, eer, error_rates, min_cllr, min_dcf, split
+
+SCORES = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=30)
+
+
+@given(SCORES, SCORES)
+def test_rates_are_what_counting_gives_and_ties_move_together(targets, nontargets):
+    rates = error_rates(targets, nontargets)
+    assert (rates.miss[0], rates.false_accept[0], rates.miss[-1], rates.false_accept[-1]) == (0, 1, 1, 0)
+    for threshold, miss, false_accept in zip(*rates, strict=True):
+        assert miss == pytest.approx(np.mean(np.array(targets) < threshold))
+        assert false_accept == pytest.approx(np.mean(np.array(nontargets) >= threshold))
+
+
+@given(SCORES, SCORES)
+def test_the_equal_error_rate_lies_between_its_neighbours_and_no_cost_is_below_the_minimum(targets, nontargets):
+    value, _ = eer(targets, nontargets)
+    rates = error_rates(targets, nontargets)
+    at = int(np.argmax(rates.miss >= rates.false_accept))
+    assert rates.miss[at - 1] - 1e-12 <= value <= rates.miss[at] + 1e-12
+    assert rates.false_accept[at] - 1e-12 <= value <= rates.false_accept[at - 1] + 1e-12
+    cost = Cost(0.05)
+    least, threshold = min_dcf(targets, nontargets, cost)
+    tried = [
+        (np.mean(np.array(targets) < t) * 0.05 + np.mean(np.array(nontargets) >= t) * 0.95) / 0.05
+        for t in [*range(-6, 7), math.inf]
+    ]
+    assert least == pytest.approx(min(tried)) and least <= 1 + 1e-12
+    miss, wrong = np.mean(np.array(targets) < threshold), np.mean(np.array(nontargets) >= threshold)
+    assert cost.normalized(miss, wrong) == pytest.approx(least)
+    assert min_cllr(targets, nontargets) <= cllr(targets, nontargets) + 1e-9
+
+
+def test_known_values():
+    assert eer([2.0, 3.0], [0.0, 1.0])[0] == 0
+    assert eer([0.0, 1.0], [2.0, 3.0])[0] == 1
+    assert eer([1.0] * 4, [1.0] * 4)[0] == pytest.approx(0.5)
+    assert eer([1, 2, 3, 4], [0, 0.5, 1.5, 0.2])[0] == pytest.approx(0.25)
+    assert cllr([0.0], [0.0]) == pytest.approx(1)  # a ratio of 1 says nothing
+    assert cllr([50.0], [-50.0]) == pytest.approx(0, abs=1e-9)
+    assert Cost(0.01).threshold == pytest.approx(4.595, abs=1e-3)
+    assert Cost(0.05).threshold == pytest.approx(2.944, abs=1e-3)
+
+
+def test_calibrated_gaussian_ratios_cost_what_they_say():
+    rng = np.random.default_rng(0)  # equal variances v: the ratio itself is Gaussian with mean v / 2, variance v
+    targets, nontargets = rng.normal(4, math.sqrt(8), 20_000), rng.normal(-4, math.sqrt(8), 20_000)
+    assert cllr(targets, nontargets) - min_cllr(targets, nontargets) < 0.01
+    for prior in (0.5, 0.1):
+        assert act_dcf(targets, nontargets, Cost(prior)) == pytest.approx(min_dcf(targets, nontargets, Cost(prior))[0],
+                                                                          abs=0.02)  # fmt: skip
+    assert act_dcf(targets + 6, nontargets + 6, Cost(0.5)) > 2 * min_dcf(targets, nontargets, Cost(0.5))[0]
+    assert eer(targets, nontargets)[0] == pytest.approx(0.5 * math.erfc(4 / math.sqrt(8) / math.sqrt(2)), abs=0.005)
+
+
+def test_trials_of_one_kind_and_scores_that_are_no_numbers_are_refused():
+    assert [len(part) for part in split([1, 2, 3], [1, 0, 0])] == [1, 2]
+    for labels, kind in (([1, 1], "targets"), ([0, 0], "non-targets")):
+        with pytest.raises(ScoreError, match=f"all 2 trials are {kind}"):
+            split([1, 2], labels)
+    with pytest.raises(ScoreError, match="no trials"):
+        split([], [])
+    with pytest.raises(ScoreError, match="1 of 2 scores are not finite, the first is number 1"):
+        split([1, math.nan], [0, 1])
+    with pytest.raises(ScoreError, match="two lists of one length"):
+        split([1, 2], [1])
