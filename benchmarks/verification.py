@@ -88,10 +88,10 @@ def measure(lists: Sequence[Path], root: Path, encoders: dict[str, Embed], cuts:
             print(*rows[-1], sep="\t", file=sys.stderr, flush=True)
         first, *others = encoders
         for other in others:
-            gaps = [
-                paired_difference((scores[first, cut], scores[other, cut]), trials.labels, *sides) for cut in cuts
-            ]
-            pairs.append([path.stem, f"{first} - {other}", *(f"{g.value:+.2f} [{g.low:+.2f}, {g.high:+.2f}]" for g in gaps)])
+            gaps = [paired_difference((scores[first, cut], scores[other, cut]), trials.labels, *sides) for cut in cuts]
+            pairs.append(
+                [path.stem, f"{first} - {other}", *(f"{g.value:+.2f} [{g.low:+.2f}, {g.high:+.2f}]" for g in gaps)]
+            )
     heading = [f"{cut:g} s" if cut else "whole" for cut in cuts]
     parts = [report.table(["trials", "encoder", *heading], rows)]
     if pairs:
