@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Any, Literal, TypeVar
 
 from codec.config import EscLiveConfig
 from engine.features import FrontEndConfig, kaldi_fbank
@@ -13,6 +13,9 @@ from speaker.backbones.resnet import ResNetConfig
 from speaker.backbones.titanet import TitaNetConfig
 from speaker.backbones.xvector import XvectorConfig
 from speaker.model import SpeakerConfig
+
+R = TypeVar("R", bound="Recipe")
+C = TypeVar("C", bound="CodecRecipe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,11 @@ class Recipe:
     checkpoint_minutes: float = 4.0
 
     @property
+    def model(self) -> Any:
+        """Configuration of the model that is trained."""
+        raise NotImplementedError
+
+    @property
     def sample_rate(self) -> int:
         """Of the audio, Hz."""
         raise NotImplementedError
@@ -60,7 +68,7 @@ class Recipe:
         """Samples of a validation crop."""
         raise NotImplementedError
 
-    def shortened(self) -> Self:
+    def shortened(self: R) -> R:
         """The recipe for --fast-dev-run: batches of full size, but three of them, and little of everything else."""
         return replace(self, max_steps=3, validate_every=3, validation_crops=min(self.validation_crops, 4))
 
@@ -98,7 +106,7 @@ class CodecRecipe(Recipe):
     def validation_samples(self) -> int:
         return self.validation_frames * self.model.samples_per_frame
 
-    def shortened(self) -> Self:
+    def shortened(self: C) -> C:
         return replace(
             super().shortened(), start_seconds=min(self.start_seconds, 10.0), bypass_steps=min(self.bypass_steps, 1)
         )

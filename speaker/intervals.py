@@ -1,7 +1,8 @@
 """How far a figure would move with other speakers: bootstrap over speakers, not over trials.
 
 Trials of one speaker are alike, so an interval that draws trials is much too narrow. Here speakers are drawn with
-replacement; a trial counts as often as both of its speakers were drawn (Bengio and Mariethoz 2004, Poh and Bengio 2007).
+replacement; a trial counts as often as both of its speakers were drawn
+(Bengio and Mariethoz 2004; Poh and Bengio 2007).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ import engine
 from engine.checkpoint import load_config
 from engine.errors import ConfigError
 from engine.files import replacing
-from recipes.recipe import Recipe
+from recipes.recipe import R, Recipe
 
 LIBRARIES = ("torch", "lightning", "numpy")
 
@@ -45,7 +45,7 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path} is not JSON ({error}); is it the file that the run wrote?") from error
 
 
-def load_recipe(out: Path, kind: type[Recipe]) -> Recipe:
+def load_recipe(out: Path, kind: type[R]) -> R:
     """Read the recipe of a run back.
 
     A field that recipes have learned since then gets its default, which is to change nothing. ConfigError says what

@@ -24,9 +24,9 @@ class SpeakerCrop(NamedTuple):
     """`label` is -1 where nobody knows who speaks; `taught` tells whether `target` is a teacher's embedding or 0."""
 
     wav: Tensor  # (N,)
-    label: int
+    label: Tensor  # () int64
     target: Tensor  # (D,) of unit length
-    taught: bool
+    taught: Tensor  # () bool
 
 
 class SpeakerCrops(SpeechCrops):
@@ -89,7 +89,8 @@ class SpeakerCrops(SpeechCrops):
         label = self.labels.get(self.utterances[pick].speaker, -1)
         label += len(self.speakers) * number if label >= 0 else 0
         target = self.targets[pick, number] if self.targets is not None else np.zeros(1, np.float32)
-        return SpeakerCrop(torch.from_numpy(at_level(crop, level)), label, torch.from_numpy(target), self.dim > 0)
+        wav = torch.from_numpy(at_level(crop, level))
+        return SpeakerCrop(wav, torch.tensor(label), torch.from_numpy(target), torch.tensor(self.dim > 0))
 
     def _cut(self, rng: np.random.Generator, utterance: Utterance, factor: float) -> NDArray[np.float32]:
         count = math.ceil(self.num_samples * factor)

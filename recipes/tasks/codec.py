@@ -34,6 +34,7 @@ class CodecTask(Task):
         "loudness": "loudness distance", "commitment": "commitment loss", "codebook": "codebook loss",
     }  # fmt: skip
     number_label: ClassVar[str] = "levels"
+    recipe: CodecRecipe
 
     def __init__(self, recipe: CodecRecipe) -> None:
         super().__init__(recipe)
