@@ -1,0 +1,133 @@
+"""Scores -> log-likelihood ratios: logistic regression, for one system or several (fusion), with quality measures.
+
+The ratio is an affine function of the scores and of what is known of the two recordings: log seconds of speech,
+magnitude of the embeddings, mean against a cohort (Mandasari et al. 2013; BUT 2019). How much a score is worth depends
+on how much speech it rests on, so the seconds also scale the scores. Natural logarithms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import ScoreError
+from speaker.scoring import Floats
+
+__all__ = ["QUALITIES", "Calibration", "fit", "load"]
+
+QUALITIES = ("seconds", "magnitude", "cohort")
+SECONDS = (0.5, 20.0)  # beyond these more or less speech makes no difference
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`systems` tells what the scores are (model digest, back end, normalization): others cannot be calibrated."""
+
+    systems: list[str]
+    quality: list[str]
+    weights: list[float]  # of the columns of `features`
+    offset: float
+    prior: float  # of a target, at which the regression was done
+    trials: int
+    targets: int
+    shortest: float  # seconds of speech of the least side among the trials; below, nothing is known
+
+    def llr(self, scores: Floats, quality: dict[str, Floats]) -> Floats:
+        """(n, S) scores and (n, 2) quality measures of both sides -> (n,) log-likelihood ratios."""
+        if scores.ndim != 2 or scores.shape[1] != len(self.systems):
+            raise ScoreError(f"this calibration is for {len(self.systems)} systems ({', '.join(self.systems)}), got "
+                             f"scores of shape {scores.shape}")  # fmt: skip
+        return np.asarray(features(scores, quality, self.quality) @ np.array(self.weights) + self.offset)
+
+    def check_systems(self, systems: list[str]) -> None:
+        """ScoreError if the scores are not those that it was made for."""
+        if systems != self.systems:
+            raise ScoreError(f"the calibration was made for {', '.join(self.systems)}, the scores are of "
+                             f"{', '.join(systems)}; make one with `speaker calibrate`")  # fmt: skip
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps({"kind": "calibration", **dataclasses.asdict(self)}, indent=1) + "\n")
+
+
+def load(path: Path) -> Calibration:
+    """Read what `Calibration.save` wrote; ScoreError if it is something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.pop("kind", None) != "calibration":
+            raise ScoreError(f"{path} is no calibration; `speaker calibrate` makes one")
+        return Calibration(**values)
+    except (OSError, ValueError, TypeError) as error:
+        raise ScoreError(f"{path} is no calibration ({error}); `speaker calibrate` makes one") from error
+
+
+def features(scores: Floats, quality: dict[str, Floats], names: list[str]) -> Floats:
+    """(n, S) scores, (n, 2) of each quality -> (n, K): scores; of each quality the lesser and the greater side; and,
+    with seconds, the scores times the logarithm of the lesser side."""
+    columns = [scores]
+    for name in names:
+        if name not in quality:
+            raise ScoreError(f"the calibration needs the quality measure {name!r} of both sides; score again with it")
+        sides = np.sort(np.asarray(quality[name], dtype=np.float64), axis=1)
+        if name == "seconds":
+            sides = np.log(np.clip(sides, *SECONDS))
+            columns.append(scores * sides[:, :1])
+        elif name == "magnitude":
+            sides = np.log(np.maximum(sides, 1e-9))
+        columns.append(sides)
+    return np.concatenate(columns, axis=1)
+
+
+def fit(
+    systems: list[str], scores: Floats, labels: NDArray[np.bool_], quality: dict[str, Floats] | None = None,
+    names: tuple[str, ...] = (), prior: float = 0.5,
+) -> Calibration:  # fmt: skip
+    """Fit to trials with labels: scores (n, S) of the systems, (n, 2) of each quality in `names`.
+
+    Targets and non-targets are weighted to the prior (Brummer and Preez 2006), whatever their numbers.
+    """
+    quality, labels = quality or {}, np.asarray(labels, dtype=bool)
+    if not np.isfinite(scores).all():
+        raise ScoreError(f"{int((~np.isfinite(scores)).any(1).sum())} of {len(scores)} trials have a score that is not "
+                         "finite")  # fmt: skip
+    if labels.all() or not labels.any():
+        raise ScoreError(f"calibration needs targets and non-targets; all {len(labels)} trials are of one kind")
+    if not 0 < prior < 1:
+        raise ScoreError(f"the prior of a target lies between 0 and 1, got {prior}")
+    weights, offset = _logistic(features(scores, quality, list(names)), labels, prior)
+    seconds = quality.get("seconds")
+    return Calibration(
+        systems, list(names), weights.tolist(), offset, prior, len(labels), int(labels.sum()),
+        0.0 if seconds is None else float(np.min(seconds)),
+    )  # fmt: skip
+
+
+def _logistic(x: Floats, labels: NDArray[np.bool_], prior: float) -> tuple[Floats, float]:
+    """Newton's method on standardized columns; a weak pull to zero keeps separable trials from infinite weights."""
+    mean, spread = x.mean(0), x.std(0)
+    spread = np.where(spread > 1e-12, spread, 1.0)
+    z = np.concatenate([(x - mean) / spread, np.ones((len(x), 1))], axis=1)
+    share = np.where(labels, prior / labels.sum(), (1 - prior) / (~labels).sum())
+    at_prior, sign, pull = math.log(prior / (1 - prior)), np.where(labels, 1.0, -1.0), 1e-6
+    w = np.zeros(z.shape[1])
+
+    def loss(w: Floats) -> float:
+        return float((share * np.logaddexp(0, -sign * (z @ w + at_prior))).sum() + pull / 2 * w @ w)
+
+    for _ in range(100):
+        wrong = 1 / (1 + np.exp(np.clip(sign * (z @ w + at_prior), -500, 500)))
+        gradient = -(z.T @ (share * sign * wrong)) + pull * w
+        curvature = (z.T * (share * wrong * (1 - wrong))) @ z + pull * np.eye(len(w))
+        step, size = np.linalg.solve(curvature, gradient), 1.0
+        while loss(w - size * step) > loss(w) and size > 1e-8:
+            size /= 2
+        w = w - size * step
+        if np.abs(gradient).max() < 1e-10:
+            break
+    return w[:-1] / spread, float(w[-1] - w[:-1] @ (mean / spread))
