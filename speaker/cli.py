@@ -1,4 +1,4 @@
-"""The command `speaker`: convert, info, embed, verify; what is planned says that it is not built yet.
+"""The command `speaker`: convert, info, embed, verify, and those of `speaker.scoring_cli` on lists of trials.
 
 torch takes seconds to import, so a command imports what it needs when it runs. Results go to stdout, everything else to
 stderr. Exit status: 0 done (verify: same speaker), 1 some files failed (verify: different speakers), 2 error.
@@ -15,10 +15,11 @@ from typing import Annotated
 import typer
 
 from engine.errors import SpeechError
+from speaker.scoring_cli import calibrate, fuse, plda, score
 
 app = typer.Typer(
     name="speaker",
-    help="Speaker embeddings. No trained encoder is shipped yet: bring one with `speaker convert`.",
+    help="Speaker embeddings, verification, and error rates to judge them by.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -26,15 +27,10 @@ app = typer.Typer(
 )
 
 PLANNED = {
-    "score": "Score a list of trials.",
     "enroll": "Add a speaker to a gallery.",
     "identify": "Find a recording's speaker in a gallery.",
 }
-NO_MODEL = (
-    "no trained encoder is shipped yet; convert one of another project (`speaker convert`) and give --model FOLDER"
-)
-
-Model = Annotated[str | None, typer.Option(help="Folder of an encoder.", show_default=False)]
+Model = Annotated[str | None, typer.Option(help="Name or folder of an encoder.", show_default="ecapa")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 
 
@@ -96,12 +92,12 @@ def embed(
     from rich.progress import Progress
 
     from speaker.embed import embed_files, find_recordings
-    from speaker.model import load
+    from speaker.model import default, load
 
     if out.suffix != ".npz":
         raise SpeechError(f"{out}: the name must end in .npz")
     recordings = find_recordings(paths)
-    encoder = load(_chosen(model), device)
+    encoder = load(model or default(), device)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=len(recordings))
@@ -118,38 +114,30 @@ def embed(
 def verify(
     first: Annotated[Path, typer.Argument(metavar="A.wav")],
     second: Annotated[Path, typer.Argument(metavar="B.wav")],
+    prior: Annotated[float, typer.Option(help="How probable one speaker is beforehand.")] = 0.5,
+    cost_miss: Annotated[float, typer.Option(help="What it costs to turn the right speaker away.")] = 1.0,
+    cost_false: Annotated[float, typer.Option(help="What it costs to accept a wrong one.")] = 1.0,
     threshold: Annotated[
-        float | None,
-        typer.Option(help="Cosine from which on it is one speaker; depends on the model and the recordings."),
+        float | None, typer.Option(help="Decide by the cosine instead: one speaker from here on.")
     ] = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Cosine of two recordings' embeddings and, with --threshold, a decision (exit status 0 same, 1 different)."""
-    import numpy as np
+    """Are two recordings of one speaker? Exit status 0 same, 1 different, 2 trouble, such as too little speech.
 
-    from speaker.embed import embed_files
-    from speaker.model import load
+    Where the model brings a calibration: the log-likelihood ratio (natural logarithm), the probability at the prior,
+    and the decision that costs least. Without: the cosine, and a decision only with --threshold.
+    """
+    from speaker.verify import compare
 
-    result = embed_files(load(_chosen(model)), [first, second] if first != second else [first])
-    for reason in result.failed.values():
-        raise SpeechError(reason)
-    a, b = (result.vectors * 2)[:2]
-    score = float(np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
-    same = None if threshold is None else score >= threshold
-    if as_json:
-        print(json.dumps({"cosine": score, "threshold": threshold, "same": same}))
-    else:
-        decision = "" if same is None else f", {'same speaker' if same else 'different speakers'}"
-        print(f"cosine {score:.3f}{decision} (not calibrated: no probability)")
-    if same is False:
+    if not 0 < prior < 1 or min(cost_miss, cost_false) <= 0:
+        raise SpeechError(f"the prior lies between 0 and 1, costs are above 0; got {prior}, {cost_miss}, {cost_false}")
+    found = compare(first, second, model, prior, cost_miss, cost_false, threshold)
+    for warning in found.warnings:
+        print(f"speaker: warning: {warning}", file=sys.stderr)
+    print(json.dumps(found.as_dict()) if as_json else found.as_text())
+    if found.same is False:
         raise typer.Exit(1)
-
-
-def _chosen(model: str | None) -> str:
-    if model is None:
-        raise SpeechError(NO_MODEL)
-    return model
 
 
 def _not_built(context: typer.Context) -> None:
@@ -161,6 +149,10 @@ def _not_built(context: typer.Context) -> None:
 _ANY = {"ignore_unknown_options": True, "allow_extra_args": True}
 for _name, _help in PLANNED.items():
     app.command(_name, help=f"{_help} (not built yet)", context_settings=_ANY)(_not_built)
+
+
+for _command in (score, calibrate, fuse, plda):
+    app.command()(_command)
 
 
 def main() -> None:

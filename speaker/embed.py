@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from engine import audio
 from engine.errors import AudioError
 from speaker.model import SpeakerEncoder
+from speaker.quality import Quality, assess
 
 __all__ = ["Embeddings", "embed_files", "find_recordings"]
 
@@ -31,13 +32,19 @@ class Embeddings:
     names: list[str] = field(default_factory=list)
     vectors: list[NDArray[np.float32]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    quality: list[Quality] = field(default_factory=list)  # of each embedded recording
+    model: str = ""  # name and digest
 
     def save(self, path: Path) -> None:
-        """Write `names` (n,) and `embeddings` (n, D) as .npz."""
+        """Write `names` (n,), `embeddings` (n, D), `seconds` (n,) of speech and `model` as .npz."""
         dimension = len(self.vectors[0]) if self.vectors else 0
         with path.open("wb") as file:
             np.savez(
-                file, names=np.array(self.names, dtype=str), embeddings=np.array(self.vectors).reshape(-1, dimension)
+                file,
+                names=np.array(self.names, dtype=str),
+                embeddings=np.array(self.vectors).reshape(-1, dimension),
+                seconds=np.array([q.seconds for q in self.quality]),
+                model=np.array(self.model),
             )
 
 
@@ -57,22 +64,28 @@ def find_recordings(paths: Sequence[Path]) -> list[Path]:
 
 @torch.inference_mode()
 def embed_files(
-    encoder: SpeakerEncoder, paths: Sequence[Path], progress: Callable[[int], None] = lambda done: None
-) -> Embeddings:
-    """Embed every file that can be embedded; the others are listed with the reason. `progress` gets the files done."""
-    result = Embeddings()
+    encoder: SpeakerEncoder, paths: Sequence[Path], progress: Callable[[int], None] = lambda done: None,
+    seconds: float | None = None,
+) -> Embeddings:  # fmt: skip
+    """Embed every file that can be embedded, or the `seconds` in its middle; the others are listed with the reason.
+
+    `progress` gets the files done.
+    """
+    result = Embeddings(model=f"{encoder.name}@{encoder.digest}")
     rate = encoder.config.front_end.sample_rate
     vectors: dict[Path, NDArray[np.float32]] = {}
+    quality: dict[Path, Quality] = {}
     for start in range(0, len(paths), READ_AHEAD):
         loaded: list[tuple[Path, Tensor]] = []
         for path in paths[start : start + READ_AHEAD]:
             try:
-                wav = audio.load(path, rate, mono=True)[0][0]
+                wav = _middle(audio.load(path, rate, mono=True)[0][0], seconds, rate)
                 if len(wav) < encoder.min_samples:
                     raise AudioError(
                         f"{len(wav) / rate:.2f} s are too short; {encoder.min_samples / rate:.2f} s are needed"
                     )
                 loaded.append((path, wav))
+                quality[path] = assess(wav.numpy(), rate)
             except AudioError as error:
                 result.failed[str(path)] = str(error)
         for batch in _batches(loaded, rate):
@@ -83,7 +96,14 @@ def embed_files(
         if path in vectors:
             result.names.append(str(path))
             result.vectors.append(vectors[path])
+            result.quality.append(quality[path])
     return result
+
+
+def _middle(wav: Tensor, seconds: float | None, rate: int) -> Tensor:
+    count = len(wav) if seconds is None else min(len(wav), round(seconds * rate))
+    start = (len(wav) - count) // 2
+    return wav[start : start + count]
 
 
 def _embed(encoder: SpeakerEncoder, wavs: list[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from engine.errors import AudioError, CheckpointError, ConfigError
 from engine.features import FrontEnd, FrontEndConfig
 from speaker.backbones import BACKBONES
 
-__all__ = ["SpeakerConfig", "SpeakerEncoder", "load"]
+__all__ = ["SpeakerConfig", "SpeakerEncoder", "default", "load"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ class SpeakerEncoder(nn.Module):
         self.front_end = FrontEnd(config.front_end)
         self.backbone = BACKBONES[config.kind][0](config.network)
         self.name = "unsaved"
+        self.digest = ""  # beginning of the sha256 of the weights it was loaded from
 
     @property
     def embedding_dim(self) -> int:
@@ -100,13 +101,26 @@ class SpeakerEncoder(nn.Module):
             )
 
 
+DEFAULT = "ecapa"
+
+
+def default() -> str:
+    """The encoder that commands take when none is named; CheckpointError where none is shipped."""
+    if DEFAULT not in checkpoint.shipped():
+        raise CheckpointError(
+            "this installation comes without a trained encoder; convert one of another project (`speaker convert`) and "
+            "give --model FOLDER"
+        )
+    return DEFAULT
+
+
 def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> SpeakerEncoder:
     """Load an encoder in evaluation mode by shipped name, folder, or `hf://owner/name`.
 
     Raises CheckpointError if there is none, if it was altered, or if its weights do not fit its configuration.
     """
     folder = checkpoint.find(name_or_path)
-    kind, values, state, _ = checkpoint.read(folder)
+    kind, values, state, sha256 = checkpoint.read(folder)
     if kind not in BACKBONES:
         raise CheckpointError(f"{folder}: a model of kind {kind!r} is no speaker encoder: {', '.join(BACKBONES)} are")
     if values.keys() != {"front_end", "network"}:
@@ -120,7 +134,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Speake
         encoder.backbone.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: the weights do not fit config.json: {error}") from error
-    encoder.name = folder.resolve().name
+    encoder.name, encoder.digest = folder.resolve().name, sha256[:12]
     return encoder.eval().requires_grad_(False).to(device)
 
 

@@ -1,0 +1,149 @@
+"""Give a trained encoder what `speaker verify` and `--norm as` need: a calibration and a cohort.
+
+    python -m recipes.calibrate checkpoints/ecapa --data MANIFEST --noise MANIFEST
+
+The calibration is learned on speakers that training has held out (the same split): recordings of 1 to 10 s, most of them
+with noise at 0 to 30 dB. The cohort is a mean embedding for each training speaker. Both are written into the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import speaker
+from engine.errors import ConfigError, SpeechError
+from recipes.harness.augment import Augment, AugmentConfig
+from recipes.harness.data import Utterance, build_cache, is_validation
+from recipes.harness.recordings import UNLABELLED
+from recipes.recipe import SpeakerRecipe
+from speaker.calibration import fit
+from speaker.collections import speaker_means
+from speaker.model import SpeakerEncoder
+from speaker.quality import assess
+from speaker.scoring import unit
+from speaker.verify import CALIBRATION
+
+SECONDS = (1.0, 10.0)
+SNR = (0.0, 30.0)
+NOISY = 0.75  # of the recordings
+MOST = 30  # recordings of a speaker
+COHORT_SECONDS = 20.0  # of a training speaker
+Wav = NDArray[np.float32]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder of the encoder")
+    parser.add_argument("--data", action="append", required=True, help="manifest that it was trained on")
+    parser.add_argument("--noise", action="append", default=[], help="recordings or manifest of noise")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
+    parser.add_argument("--percent", type=float, default=SpeakerRecipe(name="").validation_percent,
+                        help="of the speakers that training held out")  # fmt: skip
+    parser.add_argument("--prior", type=float, default=0.1, help="of a target")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    try:
+        encoder = speaker.load(options.model)
+        samples, utterances = build_cache(options.data, options.cache, encoder.config.front_end.sample_rate)
+        known = [u for u in utterances if not u.speaker.endswith(UNLABELLED)]
+        held_out = [u for u in known if is_validation(u.speaker, options.percent)]
+        print(calibrate(encoder, options.model, samples, held_out, options.noise, options.prior))
+        train = [u for u in known if not is_validation(u.speaker, options.percent)]
+        print(write_cohort(encoder, options.model, samples, train))
+    except SpeechError as error:
+        print(f"calibrate: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def calibrate(
+    encoder: SpeakerEncoder, folder: Path, samples: np.ndarray, utterances: list[Utterance], noise: list[str],
+    prior: float,
+) -> str:  # fmt: skip
+    """Write the calibration; returns a line about it."""
+    rng, rate = np.random.default_rng(0), encoder.config.front_end.sample_rate
+    chain = None
+    if noise:
+        chain = Augment(AugmentConfig(noise_probability=NOISY, noise_paths=tuple(noise), noise_snr=SNR), rate)
+    speakers, vectors, seconds = [], [], []
+    for name, wav in spoken(samples, utterances, rate, rng):
+        wav = chain(wav, rng) if chain else wav
+        speakers.append(name)
+        vectors.append(embed(encoder, wav))
+        seconds.append(assess(wav, rate).seconds)
+    if len(set(speakers)) < 2:
+        raise ConfigError("no two held-out speakers have recordings long enough; raise --percent as in training")
+    first, second = np.triu_indices(len(speakers), 1)
+    rows = np.unique(speakers, return_inverse=True)[1]
+    # Other corpora are other rooms and languages: telling those apart is not telling speakers apart.
+    corpora = np.unique([name.split("/")[0] for name in speakers], return_inverse=True)[1]
+    kept = (corpora[first] == corpora[second]) & (np.minimum(*np.array(seconds)[[first, second]]) >= 0.3)
+    first, second = first[kept], second[kept]
+    directions = unit(np.array(vectors, dtype=np.float64))
+    scores = np.einsum("nd,nd->n", directions[first], directions[second])[:, None]
+    sides = np.array(seconds)[np.stack([first, second], 1)]
+    system = f"{encoder.name}@{encoder.digest}:cosine"
+    found = fit([system], scores, rows[first] == rows[second], {"seconds": sides}, ("seconds",), prior)
+    found.save(folder / CALIBRATION)
+    return (
+        f"{folder / CALIBRATION}: {found.trials:,} trials, {found.targets:,} of one speaker, {rows.max() + 1} speakers"
+    )
+
+
+def spoken(
+    samples: np.ndarray, utterances: list[Utterance], rate: int, rng: np.random.Generator
+) -> Iterator[tuple[str, Wav]]:
+    """Recordings of 1 to 10 s, short ones joined; no two share a sample."""
+    of: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        of.setdefault(utterance.speaker, []).append(utterance)
+    for name, theirs in sorted(of.items()):
+        order, at, given = rng.permutation(len(theirs)), 0, 0
+        while at < len(order) and given < MOST:
+            wanted, parts = round(np.exp(rng.uniform(*np.log(SECONDS))) * rate), []
+            while at < len(order) and sum(map(len, parts)) < wanted:
+                u = theirs[order[at]]
+                parts.append(samples[u.start : u.start + u.num_samples])
+                at += 1
+            wav = np.concatenate(parts)[:wanted].astype(np.float32) / 32768
+            if len(wav) >= SECONDS[0] * rate:
+                given += 1
+                yield name, wav
+
+
+def write_cohort(encoder: SpeakerEncoder, folder: Path, samples: np.ndarray, utterances: list[Utterance]) -> str:
+    """Write a mean embedding for each speaker; returns a line about it."""
+    rate = encoder.config.front_end.sample_rate
+    left: dict[str, float] = {}
+    names, vectors = [], []
+    for u in utterances:
+        seconds = u.num_samples / rate
+        if seconds >= 1 and left.get(u.speaker, COHORT_SECONDS) > 0:
+            left[u.speaker] = left.get(u.speaker, COHORT_SECONDS) - seconds
+            names.append(u.speaker)
+            vectors.append(embed(encoder, samples[u.start : u.start + u.num_samples].astype(np.float32) / 32768))
+    speakers, means = speaker_means(np.array(vectors, dtype=np.float64), names)
+    with (folder / "cohort.npz").open("wb") as file:
+        model = np.array(f"{encoder.name}@{encoder.digest}")
+        # Each under a folder of its own, for the mean of a mean is the mean.
+        labels = np.array([f"{name}/mean" for name in speakers])
+        np.savez(file, names=labels, embeddings=means.astype(np.float32), model=model)
+    return f"{folder / 'cohort.npz'}: {len(speakers)} speakers"
+
+
+@torch.inference_mode()
+def embed(encoder: SpeakerEncoder, wav: Wav) -> Wav:
+    """(N,) -> (D,)."""
+    return encoder(torch.from_numpy(np.ascontiguousarray(wav))[None])[0].numpy()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

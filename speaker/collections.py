@@ -1,0 +1,146 @@
+"""Embeddings from wherever they are: recordings below a folder, .npz of `speaker embed`, Kaldi archives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import ScoreError
+from speaker.embed import embed_files, find_recordings
+from speaker.model import SpeakerEncoder
+from speaker.scoring import Floats, unit
+from speaker.trials import Trials
+
+
+@dataclass
+class Collection:
+    """Embeddings (n, D) by name, seconds of speech (n,) or NaN, and the model they come from."""
+
+    names: list[str]
+    vectors: Floats
+    seconds: Floats
+    model: str
+
+    def check(self) -> None:
+        """ScoreError for a name that stands twice, or an embedding that is zero or not finite."""
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise ScoreError(f"there are several embeddings of the name {twice}")
+        broken = np.flatnonzero(~np.isfinite(self.vectors).all(1) | (np.abs(self.vectors).sum(1) == 0))
+        if len(broken):
+            raise ScoreError(f"{len(broken)} embeddings are 0 or not finite, the first is {self.names[broken[0]]}")
+
+
+def of_recordings(
+    encoder: SpeakerEncoder, root: Path, names: list[str], seconds: float | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Collection:  # fmt: skip
+    """Embed files below `root`, each once. ScoreError names those that are missing before any is embedded."""
+    missing = [name for name in names if not (root / name).is_file()]
+    if missing:
+        raise ScoreError(f"{len(missing)} of {len(names)} recordings are not below {root}, the first is {missing[0]}")
+    found = embed_files(encoder, [root / name for name in names], progress, seconds)
+    if found.failed:
+        name, reason = next(iter(found.failed.items()))
+        raise ScoreError(f"{len(found.failed)} recordings cannot be embedded, the first is {name}: {reason}")
+    spoken = np.array([quality.seconds for quality in found.quality])
+    collection = Collection(names, np.array(found.vectors, dtype=np.float64), spoken, found.model)
+    collection.check()
+    return collection
+
+
+def read(path: Path, model: str = "unknown") -> Collection:
+    """Read an .npz of `speaker embed`, or with kaldiio installed an .ark or .scp of Kaldi."""
+    if path.suffix in (".ark", ".scp"):
+        names, vectors = _kaldi(path)
+        collection = Collection(names, vectors, np.full(len(names), np.nan), model)
+    else:
+        try:
+            with np.load(path, allow_pickle=False) as parts:
+                vectors = parts["embeddings"].astype(np.float64)
+                seconds = parts["seconds"] if "seconds" in parts else np.full(len(vectors), np.nan)
+                model = str(parts["model"]) if "model" in parts else model
+                collection = Collection(parts["names"].tolist(), vectors, seconds, model)
+        except (OSError, ValueError, KeyError) as error:
+            raise ScoreError(f"{path} holds no embeddings ({error}); `speaker embed` writes them as .npz") from error
+    if not len(collection.names) or collection.vectors.shape != (len(collection.names), collection.vectors.shape[-1]):
+        raise ScoreError(f"{path}: {len(collection.names)} names for embeddings {collection.vectors.shape}")
+    collection.check()
+    return collection
+
+
+def _kaldi(path: Path) -> tuple[list[str], Floats]:
+    try:
+        import kaldiio
+    except ModuleNotFoundError as error:
+        raise ScoreError(f"{path}: Kaldi's archives need kaldiio; install it with `pip install kaldiio`") from error
+    pairs = list(kaldiio.load_ark(str(path)) if path.suffix == ".ark" else kaldiio.load_scp_sequential(str(path)))
+    return [name for name, _ in pairs], np.array([vector for _, vector in pairs], dtype=np.float64)
+
+
+def cohort(source: Path, encoder: SpeakerEncoder | None, like: Collection) -> Floats:
+    """(C, D): a mean for each speaker of an .npz or of a folder of speakers; ScoreError if another model made it."""
+    if source.is_dir():
+        if encoder is None:
+            raise ScoreError(f"{source} is a folder of recordings: name the --model that embeds them, or give an .npz")
+        files = find_recordings([source])
+        found = of_recordings(encoder, source, [path.relative_to(source).as_posix() for path in files])
+    else:
+        found = read(source, like.model)
+    if found.model != like.model:
+        raise ScoreError(f"the cohort is of {found.model}, the embeddings are of {like.model}")
+    return speaker_means(found.vectors, [speaker_of(name) for name in found.names])[1]
+
+
+def speaker_of(name: str) -> str:
+    """The folder that a recording is in; of a bare name, the name."""
+    return Path(name).parent.name or name
+
+
+def speaker_means(vectors: Floats, speakers: list[str]) -> tuple[list[str], Floats]:
+    """Means of unit vectors, a row for each speaker."""
+    names, rows = np.unique(speakers, return_inverse=True)
+    sums = np.zeros((len(names), vectors.shape[1]))
+    np.add.at(sums, rows, unit(vectors))
+    return names.tolist(), sums / np.bincount(rows)[:, None]
+
+
+def enrolled(collection: Collection, spk2utt: dict[str, list[str]]) -> Collection:
+    """Add models of several utterances: means of their unit vectors; their seconds add up."""
+    rows = {name: row for row, name in enumerate(collection.names)}
+    missing = [name for utterances in spk2utt.values() for name in utterances if name not in rows]
+    if missing:
+        raise ScoreError(f"{len(missing)} enrolment recordings have no embedding, the first is {missing[0]}")
+    directions = unit(collection.vectors)
+    models = [directions[[rows[name] for name in utterances]].mean(0) for utterances in spk2utt.values()]
+    seconds = [collection.seconds[[rows[name] for name in utterances]].sum() for utterances in spk2utt.values()]
+    return Collection(
+        [*collection.names, *spk2utt], np.concatenate([collection.vectors, np.array(models)]),
+        np.concatenate([collection.seconds, seconds]), collection.model,
+    )  # fmt: skip
+
+
+def read_spk2utt(path: Path) -> dict[str, list[str]]:
+    """Kaldi's `model utterance utterance ...`, a model a line."""
+    models: dict[str, list[str]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        name, *utterances = line.split() or [""]
+        if name and not utterances:
+            raise ScoreError(f"{path}, line {number}: {name} has no utterances")
+        if name in models:
+            raise ScoreError(f"{path}, line {number}: {name} stands there twice")
+        if name:
+            models[name] = utterances
+    if not models:
+        raise ScoreError(f"{path} holds no models")
+    return models
+
+
+def sides(trials: Trials, values: Floats, names: list[str]) -> NDArray[np.float64]:
+    """(n, 2): a value of each side of every trial."""
+    rows = {name: row for row, name in enumerate(names)}
+    return np.stack([values[[rows[name] for name in side]] for side in (trials.enrol, trials.test)], axis=1)

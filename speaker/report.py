@@ -1,0 +1,71 @@
+"""What scores say of a system, as a dictionary for machines and a table for people."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import ScoreError
+from speaker.intervals import eer_percent, least_cost, speaker_bootstrap
+from speaker.metrics import Cost, act_dcf, cllr, eer, min_cllr, min_dcf, split
+from speaker.scoring import Floats
+
+BOUNDS = (2.0, 4.0)  # seconds of the shorter side, where tables by duration are cut
+
+
+def report(
+    scores: Floats, labels: NDArray[np.bool_], sides: tuple[list[str], list[str]], *, prior: float = 0.01,
+    are_ratios: bool = False, seconds: Floats | None = None, num: int = 200,
+) -> dict[str, Any]:  # fmt: skip
+    """EER (%) and minDCF with 95 % intervals (bootstrap over speakers); of log-likelihood ratios also what the
+    decisions at Bayes' threshold cost, and Cllr; by seconds (n, 2) of speech where they are known."""
+    cost = Cost(prior)
+    targets, others = split(scores, labels)
+    error, least = speaker_bootstrap(scores, labels, *sides, [eer_percent, least_cost(cost)], num=num)
+    found: dict[str, Any] = {
+        "targets": len(targets), "nontargets": len(others), "prior": prior, "eer": list(error), "min_dcf": list(least),
+    }  # fmt: skip
+    if are_ratios:
+        found |= {"act_dcf": act_dcf(targets, others, cost), "cllr": cllr(targets, others)}
+        with contextlib.suppress(ModuleNotFoundError):  # scipy comes with the tools that measure
+            found["min_cllr"] = min_cllr(targets, others)
+    if seconds is not None and np.isfinite(seconds).all():
+        found["by_seconds"] = by_seconds(scores, labels, seconds, cost)
+    return found
+
+
+def by_seconds(scores: Floats, labels: NDArray[np.bool_], seconds: Floats, cost: Cost) -> list[dict[str, Any]]:
+    """EER (%) and minDCF for trials whose shorter side has so much speech."""
+    least, rows = seconds.min(1), []
+    for low, high in zip((0.0, *BOUNDS), (*BOUNDS, np.inf), strict=True):
+        kept = (least >= low) & (least < high)
+        try:
+            targets, others = split(scores[kept], labels[kept])
+        except ScoreError:  # none of one kind
+            continue
+        rows.append({"from": low, "to": None if np.isinf(high) else high, "targets": len(targets),
+                     "nontargets": len(others), "eer": 100 * eer(targets, others)[0],
+                     "min_dcf": min_dcf(targets, others, cost)[0]})  # fmt: skip
+    return rows
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The same for a terminal."""
+    error, least = found["eer"], found["min_dcf"]
+    lines = [
+        f"trials      {found['targets']:,} same speaker, {found['nontargets']:,} different",
+        f"EER         {error[0]:.2f} % [{error[1]:.2f}, {error[2]:.2f}]",
+        f"minDCF({found['prior']:g}) {least[0]:.3f} [{least[1]:.3f}, {least[2]:.3f}]",
+    ]
+    if "act_dcf" in found:
+        lines.append(f"actDCF({found['prior']:g}) {found['act_dcf']:.3f}")
+        best = f", at best {found['min_cllr']:.3f}" if "min_cllr" in found else ""
+        lines.append(f"Cllr        {found['cllr']:.3f}{best}")
+    for row in found.get("by_seconds", []):
+        span = f"{row['from']:g} to {row['to']:g} s" if row["to"] else f"from {row['from']:g} s"
+        lines.append(f"  {span:<11} EER {row['eer']:.2f} %, minDCF {row['min_dcf']:.3f} "
+                     f"({row['targets']:,} + {row['nontargets']:,} trials)")  # fmt: skip
+    return "\n".join(lines)

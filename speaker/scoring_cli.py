@@ -1,0 +1,251 @@
+"""Commands on lists of trials: score, calibrate, fuse, plda."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engine.errors import ScoreError
+
+if TYPE_CHECKING:
+    from speaker.collections import Collection
+    from speaker.model import SpeakerEncoder
+    from speaker.trials import Trials
+
+Prior = Annotated[float, typer.Option(help="Prior of a target for the detection costs.", min=0.0, max=1.0)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
+Plots = Annotated[Path | None, typer.Option(help="Folder for pictures: DET, histogram, calibration, map.")]
+
+
+def score(
+    trials: Annotated[Path, typer.Option(help="List of trials: `1 enrol test`, or `enrol test target`.")],
+    out: Annotated[Path, typer.Option(help="File of scores to write.")],
+    root: Annotated[Path | None, typer.Option(help="Folder that the list's recordings are named from.")] = None,
+    embeddings: Annotated[Path | None, typer.Option(help="Ready ones instead: .npz, or Kaldi's .ark, .scp.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name or folder of an encoder.", show_default="ecapa")] = None,
+    enrol: Annotated[Path | None, typer.Option(help="spk2utt: models enrolled from several recordings.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Cut recordings to so much in their middle.")] = None,
+    backend: Annotated[str, typer.Option(help="cosine or plda.")] = "cosine",
+    plda: Annotated[Path | None, typer.Option(help="What `speaker plda` wrote, or a Kaldi file.")] = None,
+    norm: Annotated[str, typer.Option(help="none, s (all of the cohort) or as (its --top nearest).")] = "none",
+    cohort: Annotated[Path | None, typer.Option(help="Folder of speakers or .npz.", show_default="the model's")] = None,
+    top: Annotated[int, typer.Option(help="Cohort scores that --norm as takes.")] = 200,
+    calibration: Annotated[Path | None, typer.Option(help="Turn scores into log-likelihood ratios.")] = None,
+    prior: Prior = 0.01,
+    plots: Plots = None,
+    as_json: Json = False,
+) -> None:
+    """Score a list of trials, each recording embedded once, and print error rates."""
+    import numpy as np
+
+    from speaker import calibration as calibrations
+    from speaker import collections, scoring
+    from speaker.score_files import ScoreFile
+    from speaker.trials import audit, read_trials
+
+    # All that can be wrong with the options is found before hours of embedding.
+    if (root is None) == (embeddings is None):
+        raise ScoreError("give either --root, the folder of the recordings, or --embeddings")
+    if norm not in ("none", "s", "as"):
+        raise ScoreError(f"--norm {norm}: there are none, s and as")
+    chosen_backend = _backend(backend, plda)
+    map_ = None if calibration is None else calibrations.load(calibration)
+    listed = read_trials(trials)
+    if all(listed.labels) or not any(listed.labels):
+        raise ScoreError(f"{trials}: all {len(listed)} trials are of one kind; error rates need both")
+    for sentence in audit(listed):
+        print(f"speaker: warning: {trials}: {sentence}", file=sys.stderr)
+    models = {} if enrol is None else collections.read_spk2utt(enrol)
+    encoder = None if embeddings is not None and model is None else _encoder(model)
+    found = _embedded(listed, models, root, embeddings, encoder, seconds)
+    others = None if norm == "none" else collections.cohort(_cohort(cohort, model), encoder, found)
+    name = {"none": "", "s": "+s", "as": f"+as{top}"}[norm]
+    system = f"{found.model}:{backend}{name}"
+    if map_ is not None:
+        map_.check_systems([system])
+    scored = scoring.score(listed, found.names, found.vectors, chosen_backend, cohort=others,
+                           top=top if norm == "as" else None)  # fmt: skip
+    quality: dict[str, Any] = {
+        "magnitude": collections.sides(listed, np.linalg.norm(found.vectors, axis=1), found.names)
+    }
+    if np.isfinite(found.seconds).all():
+        quality["seconds"] = collections.sides(listed, found.seconds, found.names)
+    if scored.cohort_means is not None:
+        quality["cohort"] = np.stack(scored.cohort_means, axis=1)
+    values = scored.values if map_ is None else map_.llr(scored.values[:, None], quality)
+    facts = {
+        "system": system if map_ is None else f"llr({system})",
+        "calibrated": map_ is not None,
+        "list": trials.name,
+    }
+    file = ScoreFile(listed, values, quality, facts)
+    file.save(out)
+    _show(file, prior, plots, as_json, found)
+
+
+def calibrate(
+    scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="Files of one system; they are pooled.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    quality: Annotated[str, typer.Option(help="Of seconds, magnitude, cohort; separated by commas.")] = "seconds",
+    prior: Annotated[float, typer.Option(help="Prior of a target that matters most.")] = 0.5,
+) -> None:
+    """Learn log-likelihood ratios from scored trials that are not those of the test."""
+    import numpy as np
+
+    from speaker.calibration import fit
+
+    names = tuple(name for name in quality.split(",") if name)
+    files = _scores(scores)
+    if len({file.system for file in files}) > 1:
+        raise ScoreError(f"the files are of several systems: {', '.join(sorted({f.system for f in files}))}; "
+                         "`speaker fuse` joins systems")  # fmt: skip
+    missing = [name for name in names if any(name not in file.quality for file in files)]
+    if missing:
+        raise ScoreError(f"the files do not have the quality measures {', '.join(missing)}; --quality '' does without")
+    pooled = {name: np.concatenate([file.quality[name] for file in files]) for name in names}
+    values = np.concatenate([file.scores for file in files])[:, None]
+    labels = np.concatenate([file.trials.labels for file in files])
+    found = fit([files[0].system], values, labels, pooled, names, prior)
+    found.save(out)
+    print(f"{out}: {found.trials:,} trials, {found.targets:,} of one speaker")
+
+
+def fuse(
+    scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="A file a system, of the same trials.")],
+    out: Annotated[Path, typer.Option(help="File of fused scores to write.")],
+    learn: Annotated[Path | None, typer.Option(help="Learn the fusion on these trials and write it here.")] = None,
+    fusion: Annotated[Path | None, typer.Option(help="Use a fusion that --learn wrote.")] = None,
+    prior: Prior = 0.01,
+    plots: Plots = None,
+    as_json: Json = False,
+) -> None:
+    """Join systems by logistic regression: --learn on one list, --fusion on others."""
+    import numpy as np
+
+    from speaker.calibration import fit, load
+    from speaker.score_files import ScoreFile, same_trials
+
+    if (learn is None) == (fusion is None):
+        raise ScoreError(
+            "give either --learn FILE, to learn from these trials, or --fusion FILE, to use what was learned"
+        )
+    files = _scores(scores)
+    if len(files) < 2:
+        raise ScoreError("fusion joins two systems or more; `speaker calibrate` is for one")
+    same_trials(files)
+    values, systems = np.stack([file.scores for file in files], axis=1), [file.system for file in files]
+    labels = np.array(files[0].trials.labels)
+    if fusion is not None:
+        found = load(fusion)
+        found.check_systems(systems)
+    else:
+        found = fit(systems, values, labels)
+        assert learn is not None
+        found.save(learn)
+    facts = {"system": " & ".join(systems), "calibrated": True, "list": files[0].facts.get("list")}
+    file = ScoreFile(files[0].trials, found.llr(values, {}), files[0].quality, facts)
+    file.save(out)
+    _show(file, prior, plots, as_json, None)
+
+
+def plda(
+    embeddings: Annotated[Path, typer.Argument(metavar="FILE", help=".npz or Kaldi archive, named speaker/...")],
+    out: Annotated[Path, typer.Option(help="File to write, .npz.")],
+    dim: Annotated[int | None, typer.Option(help="Dimensions that LDA keeps.", show_default="all")] = None,
+    adapt_to: Annotated[Path | None, typer.Option("--adapt", help="Embeddings of the new domain, unlabelled.")] = None,
+) -> None:
+    """Train the PLDA back end; speakers are the folders in the recordings' names."""
+    import numpy as np
+
+    from speaker import collections
+    from speaker import plda as backend
+
+    found = collections.read(embeddings)
+    speakers = np.unique([collections.speaker_of(name) for name in found.names], return_inverse=True)[1]
+    trained = backend.train(found.vectors, speakers, dim)
+    if adapt_to is not None:
+        trained = backend.adapt(trained, collections.read(adapt_to).vectors)
+    trained.save(out)
+    print(f"{out}: {len(found.names)} embeddings of {speakers.max() + 1} speakers, {len(trained.psi)} dimensions")
+
+
+def _backend(name: str, file: Path | None) -> Any:
+    from speaker import plda as plda_backend
+    from speaker.scoring import Cosine
+
+    if name == "cosine" and file is None:
+        return Cosine()
+    if name == "plda" and file is not None:
+        return plda_backend.load(file)
+    raise ScoreError(f"--backend {name}: it is cosine, or plda together with --plda FILE")
+
+
+def _encoder(model: str | None) -> SpeakerEncoder:
+    from speaker.model import default, load
+
+    return load(model or default())
+
+
+def _cohort(cohort: Path | None, model: str | None) -> Path:
+    from engine import checkpoint
+    from speaker.model import default
+
+    if cohort is not None:
+        return cohort
+    shipped = checkpoint.find(model or default()) / "cohort.npz"
+    if not shipped.is_file():
+        raise ScoreError(f"{shipped.parent} brings no cohort; give --cohort, a folder of speakers or an .npz")
+    return shipped
+
+
+def _embedded(
+    trials: Trials, models: dict[str, list[str]], root: Path | None, embeddings: Path | None,
+    encoder: SpeakerEncoder | None, seconds: float | None,
+) -> Collection:  # fmt: skip
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from speaker import collections
+
+    names = [name for name in trials.recordings() if name not in models]
+    names = list(dict.fromkeys([*names, *(name for utterances in models.values() for name in utterances)]))
+    if embeddings is not None:
+        found = collections.read(embeddings)
+    else:
+        assert encoder is not None and root is not None
+        console = Console(stderr=True)
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+            task = bar.add_task("", total=len(names))
+            found = collections.of_recordings(
+                encoder, root, names, seconds, lambda done: bar.update(task, completed=done)
+            )
+    return collections.enrolled(found, models) if models else found
+
+
+def _scores(paths: list[Path]) -> list[Any]:
+    from speaker.score_files import read
+
+    return [read(path) for path in paths]
+
+
+def _show(file: Any, prior: float, plots: Path | None, as_json: bool, found: Collection | None) -> None:
+    import numpy as np
+
+    from speaker import plots as pictures
+    from speaker.collections import speaker_of
+    from speaker.report import as_text, report
+
+    labels = np.array(file.trials.labels)
+    who = ([speaker_of(name) for name in file.trials.enrol], [speaker_of(name) for name in file.trials.test])
+    ratios = bool(file.facts.get("calibrated"))
+    result = report(file.scores, labels, who, prior=prior, are_ratios=ratios, seconds=file.quality.get("seconds"))
+    print(json.dumps({**file.facts, **result}) if as_json else as_text(result))
+    if plots is not None:
+        vectors, names = (None, None) if found is None else (found.vectors, [speaker_of(n) for n in found.names])
+        for path in pictures.save_all(plots, file.scores, labels, who, are_ratios=ratios, vectors=vectors,
+                                      speakers=names):  # fmt: skip
+            print(path, file=sys.stderr)

@@ -1,0 +1,93 @@
+"""One question answered: are two recordings of one speaker?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine import checkpoint
+from engine.errors import SpeechError
+from speaker.calibration import Calibration
+from speaker.calibration import load as load_calibration
+from speaker.embed import embed_files
+from speaker.metrics import Cost
+from speaker.model import SpeakerEncoder, default, load
+from speaker.scoring import unit
+
+CALIBRATION = "calibration.json"  # in the folder of a model
+
+
+@dataclass
+class Answer:
+    """`llr` (natural), `posterior` and `same` are None where the model has no calibration (`same`: nor a threshold)."""
+
+    cosine: float
+    llr: float | None = None
+    posterior: float | None = None
+    same: bool | None = None
+    seconds: tuple[float, float] = (0.0, 0.0)  # of speech
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """For people."""
+        decision = "" if self.same is None else ("same speaker" if self.same else "different speakers")
+        if self.llr is None:
+            return f"cosine {self.cosine:.3f}{', ' + decision if decision else ''} (not calibrated: no probability)"
+        return (
+            f"{decision}: log-likelihood ratio {self.llr:+.2f}, probability of one speaker {self.posterior:.1%} "
+            f"(cosine {self.cosine:.3f}, {self.seconds[0]:.1f} s and {self.seconds[1]:.1f} s of speech)"
+        )
+
+
+def compare(
+    first: Path, second: Path, model: str | None = None, prior: float = 0.5, cost_miss: float = 1.0,
+    cost_false: float = 1.0, threshold: float | None = None,
+) -> Answer:  # fmt: skip
+    """Embed both and compare; SpeechError for silence, or less speech than the calibration has seen."""
+    folder = checkpoint.find(model or default())
+    encoder = load(folder)
+    result = embed_files(encoder, [first, second] if first != second else [first])
+    for reason in result.failed.values():
+        raise SpeechError(reason)
+    a, b = unit(np.array((result.vectors * 2)[:2], dtype=np.float64))
+    quality = (result.quality * 2)[:2]
+    calibration = calibration_of(folder, encoder)
+    warnings = []
+    for path, each in zip((first, second), quality, strict=True):
+        if each.seconds == 0 or (calibration is not None and threshold is None and each.seconds < calibration.shortest):
+            least = (
+                f"; {calibration.shortest:.1f} s are the least that this model was calibrated on" if calibration else ""
+            )
+            raise SpeechError(f"{path}: not enough speech, {each.seconds:.2f} s{least}")
+        warnings += [f"{path}: {sentence}" for sentence in each.warnings()]
+    answer = Answer(float(a @ b), seconds=(quality[0].seconds, quality[1].seconds), warnings=warnings)
+    if threshold is not None:
+        answer.same = answer.cosine >= threshold
+    if calibration is not None:
+        sides = {
+            "seconds": np.array([answer.seconds]),
+            "magnitude": np.linalg.norm((result.vectors * 2)[:2], axis=1)[None],
+        }
+        answer.llr = float(calibration.llr(np.array([[answer.cosine]]), sides)[0])
+        answer.posterior = 1 / (1 + math.exp(-min(500.0, max(-500.0, answer.llr + math.log(prior / (1 - prior))))))
+        if threshold is None:
+            answer.same = answer.llr >= Cost(prior, cost_miss, cost_false).threshold
+    return answer
+
+
+def calibration_of(folder: Path, encoder: SpeakerEncoder) -> Calibration | None:
+    """What came with a model; ScoreError if it was made for other weights."""
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    found = load_calibration(path)
+    found.check_systems([f"{encoder.name}@{encoder.digest}:cosine"])
+    return found
