@@ -2,8 +2,8 @@
 
     python -m recipes.calibrate checkpoints/ecapa --data MANIFEST --noise MANIFEST
 
-The calibration is learned on speakers that training has held out (the same split): recordings of 1 to 10 s, most of them
-with noise at 0 to 30 dB. The cohort is a mean embedding for each training speaker. Both are written into the folder.
+The calibration is learned on speakers that training has held out (the same split): recordings of 1 to 10 s, most of
+them with noise at 0 to 30 dB. The cohort is a mean embedding for each training speaker. Both go into the folder.
 """
 
 from __future__ import annotations
@@ -108,12 +108,12 @@ def spoken(
     for name, theirs in sorted(of.items()):
         order, at, given = rng.permutation(len(theirs)), 0, 0
         while at < len(order) and given < MOST:
-            wanted, parts = round(np.exp(rng.uniform(*np.log(SECONDS))) * rate), []
-            while at < len(order) and sum(map(len, parts)) < wanted:
+            wanted, parts = round(np.exp(rng.uniform(*np.log(SECONDS))) * rate), [np.zeros(0, samples.dtype)]
+            while at < len(order) and sum(len(part) for part in parts) < wanted:
                 u = theirs[order[at]]
                 parts.append(samples[u.start : u.start + u.num_samples])
                 at += 1
-            wav = np.concatenate(parts)[:wanted].astype(np.float32) / 32768
+            wav = as_float(np.concatenate(parts)[:wanted])
             if len(wav) >= SECONDS[0] * rate:
                 given += 1
                 yield name, wav
@@ -129,7 +129,7 @@ def write_cohort(encoder: SpeakerEncoder, folder: Path, samples: np.ndarray, utt
         if seconds >= 1 and left.get(u.speaker, COHORT_SECONDS) > 0:
             left[u.speaker] = left.get(u.speaker, COHORT_SECONDS) - seconds
             names.append(u.speaker)
-            vectors.append(embed(encoder, samples[u.start : u.start + u.num_samples].astype(np.float32) / 32768))
+            vectors.append(embed(encoder, as_float(samples[u.start : u.start + u.num_samples])))
     speakers, means = speaker_means(np.array(vectors, dtype=np.float64), names)
     with (folder / "cohort.npz").open("wb") as file:
         model = np.array(f"{encoder.name}@{encoder.digest}")
@@ -137,6 +137,11 @@ def write_cohort(encoder: SpeakerEncoder, folder: Path, samples: np.ndarray, utt
         labels = np.array([f"{name}/mean" for name in speakers])
         np.savez(file, names=labels, embeddings=means.astype(np.float32), model=model)
     return f"{folder / 'cohort.npz'}: {len(speakers)} speakers"
+
+
+def as_float(samples: np.ndarray) -> Wav:
+    """int16 -> [-1, 1)."""
+    return samples.astype(np.float32) / np.float32(32768)
 
 
 @torch.inference_mode()

@@ -77,11 +77,8 @@ def score(
     if scored.cohort_means is not None:
         quality["cohort"] = np.stack(scored.cohort_means, axis=1)
     values = scored.values if map_ is None else map_.llr(scored.values[:, None], quality)
-    facts = {
-        "system": system if map_ is None else f"llr({system})",
-        "calibrated": map_ is not None,
-        "list": trials.name,
-    }
+    system = system if map_ is None else f"llr({system})"
+    facts = {"system": system, "calibrated": map_ is not None, "list": trials.name}
     file = ScoreFile(listed, values, quality, facts)
     file.save(out)
     _show(file, prior, plots, as_json, found)
@@ -130,9 +127,7 @@ def fuse(
     from speaker.score_files import ScoreFile, same_trials
 
     if (learn is None) == (fusion is None):
-        raise ScoreError(
-            "give either --learn FILE, to learn from these trials, or --fusion FILE, to use what was learned"
-        )
+        raise ScoreError("give either --learn FILE, to learn from these trials, or --fusion FILE, what was learned")
     files = _scores(scores)
     if len(files) < 2:
         raise ScoreError("fusion joins two systems or more; `speaker calibrate` is for one")

@@ -63,19 +63,15 @@ def compare(
     warnings = []
     for path, each in zip((first, second), quality, strict=True):
         if each.seconds == 0 or (calibration is not None and threshold is None and each.seconds < calibration.shortest):
-            least = (
-                f"; {calibration.shortest:.1f} s are the least that this model was calibrated on" if calibration else ""
-            )
+            least = f"; the calibration rests on {calibration.shortest:.2f} s and more" if calibration else ""
             raise SpeechError(f"{path}: not enough speech, {each.seconds:.2f} s{least}")
         warnings += [f"{path}: {sentence}" for sentence in each.warnings()]
     answer = Answer(float(a @ b), seconds=(quality[0].seconds, quality[1].seconds), warnings=warnings)
     if threshold is not None:
         answer.same = answer.cosine >= threshold
     if calibration is not None:
-        sides = {
-            "seconds": np.array([answer.seconds]),
-            "magnitude": np.linalg.norm((result.vectors * 2)[:2], axis=1)[None],
-        }
+        lengths = np.linalg.norm((result.vectors * 2)[:2], axis=1)
+        sides = {"seconds": np.array([answer.seconds]), "magnitude": lengths[None]}
         answer.llr = float(calibration.llr(np.array([[answer.cosine]]), sides)[0])
         answer.posterior = 1 / (1 + math.exp(-min(500.0, max(-500.0, answer.llr + math.log(prior / (1 - prior))))))
         if threshold is None:

@@ -15,7 +15,18 @@ FORBIDDEN = {
     "recipes": {"soundfile", "soxr", "pickle"},
 }
 # Optional or slow: imported inside the function that needs them, so that commands start fast and without extras.
-LAZY = {"pesq", "pystoi", "librosa", "matplotlib", "scipy", "huggingface_hub", "tensorboard", "yaml", "transformers"}
+LAZY = {
+    "pesq",
+    "pystoi",
+    "librosa",
+    "matplotlib",
+    "scipy",
+    "huggingface_hub",
+    "tensorboard",
+    "yaml",
+    "transformers",
+    "kaldiio",
+}
 # The one file that touches sound files and sample rates.
 AUDIO = "engine/audio.py"
 

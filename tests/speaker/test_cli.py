@@ -73,12 +73,12 @@ def test_info(folder, root):
 
 
 def test_errors_say_the_way_out(folder, root):
-    told = run("verify", "in/a.wav", "in/b.wav", cwd=folder, root=root, status=2)[1]
-    assert "no trained encoder is shipped yet" in told and "speaker convert" in told
+    told = run("verify", "in/a.wav", "in/b.wav", "--model", "./none", cwd=folder, root=root, status=2)[1]
+    assert "there is no model './none'" in told
     assert "must end in .npz" in run("embed", "in", "--out", "e.csv", cwd=folder, root=root, status=2)[1]
     assert "no such file" in run("convert", "none.ckpt", "--out", "x", cwd=folder, root=root, status=2)[1]
     assert "--force" in run("convert", "none.ckpt", "--out", "mine", cwd=folder, root=root, status=2)[1]
-    assert "not built yet" in run("score", "--trials", "x", cwd=folder, root=root, status=2)[1]
+    assert "not built yet" in run("identify", "x", cwd=folder, root=root, status=2)[1]
 
 
 def test_a_long_file_equals_the_direct_result(folder):
