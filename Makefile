@@ -2,6 +2,7 @@
 # make test   all tests
 # make lint   style and types
 # make quality DATA="FOLDER..."   measure the shipped codec on folders of speech: README, model card, docs/quality.md
+# make verification TRIALS="LIST..." ROOT=FOLDER   measure the shipped speaker encoder on lists of trials
 # demo, test and lint create .venv and install what they need. PYTHON=python3.12 chooses the interpreter; pip's own
 # environment variables apply (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, ...).
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PACKAGES := engine codec speaker recipes
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint quality format clean
+.PHONY: demo test lint quality verification format clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -32,6 +33,12 @@ quality: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo 'make quality DATA="FOLDER..." names the folders of test speech' >&2; exit 2; }
 	$(BIN)/python -m benchmarks.quality $(DATA) $(ARGS) --images docs/images \
 		--write README.md checkpoints/esc_live/README.md docs/quality.md
+
+verification: export OMP_NUM_THREADS ?= 1
+verification: $(VENV)/.dev
+	@test -n "$(TRIALS)" -a -n "$(ROOT)" || { echo 'make verification TRIALS="LIST..." ROOT=FOLDER' >&2; exit 2; }
+	$(BIN)/python -m benchmarks.verification --trials $(TRIALS) --root $(ROOT) $(ARGS) \
+		--write README.md checkpoints/ecapa/README.md
 
 format: $(VENV)/.dev
 	$(BIN)/python -m ruff check --fix .

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,13 +48,18 @@ class Calibration:
 
     def check_systems(self, systems: list[str]) -> None:
         """ScoreError if the scores are not those that it was made for."""
-        if systems != self.systems:
+        if [_without_name(each) for each in systems] != [_without_name(each) for each in self.systems]:
             raise ScoreError(f"the calibration was made for {', '.join(self.systems)}, the scores are of "
                              f"{', '.join(systems)}; make one with `speaker calibrate`")  # fmt: skip
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
         path.write_text(json.dumps({"kind": "calibration", **dataclasses.asdict(self)}, indent=1) + "\n")
+
+
+def _without_name(system: str) -> str:
+    """A model is what its weights are: its folder may be renamed."""
+    return re.sub(r"[^@:&()]*@", "@", system)
 
 
 def load(path: Path) -> Calibration:

@@ -91,7 +91,7 @@ def cohort(source: Path, encoder: SpeakerEncoder | None, like: Collection) -> Fl
         found = of_recordings(encoder, source, [path.relative_to(source).as_posix() for path in files])
     else:
         found = read(source, like.model)
-    if found.model != like.model:
+    if found.model.partition("@")[2] != like.model.partition("@")[2]:
         raise ScoreError(f"the cohort is of {found.model}, the embeddings are of {like.model}")
     return speaker_means(found.vectors, [speaker_of(name) for name in found.names])[1]
 
