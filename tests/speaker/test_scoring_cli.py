@@ -1,0 +1,185 @@
+"""Commands on lists of trials, as a user meets them: from recordings to calibrated ratios."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import speaker
+from engine import audio
+from engine.features import kaldi_fbank
+from recipes import calibrate as calibrate_recipe
+from recipes.harness.data import Utterance
+from speaker import score_files
+from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
+from speaker.cli import app
+from speaker.model import SpeakerConfig, SpeakerEncoder
+from speaker.verify import compare
+
+SPEAKERS, TAKES = 8, 4
+
+
+def buzz(number, take, seconds=1.5):
+    """A voice of its own, other words at each take."""
+    rng = np.random.default_rng((number, take))
+    time = np.arange(int(seconds * 16000)) / 16000
+    partials = [
+        np.sin(2 * np.pi * (100 + 23 * number) * k * time + rng.uniform(0, 6)) / (1 + abs(k - 2 - number))
+        for k in range(1, 14)
+    ]
+    return (0.1 * sum(partials) + 0.005 * rng.standard_normal(len(time))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An untrained encoder, voices in `in/`, a list of all pairs."""
+    path = tmp_path_factory.mktemp("score")
+    torch.manual_seed(0)
+    network = EcapaTdnnConfig(num_bins=40, channels=32, mfa_channels=48, embedding_dim=24)
+    encoder = SpeakerEncoder(SpeakerConfig(front_end=kaldi_fbank(40), network=network)).eval()
+    speaker.save(path / "mine", encoder, "# mine")
+    names = []
+    for number in range(SPEAKERS):
+        (path / "in" / f"s{number}").mkdir(parents=True)
+        for take in range(TAKES):
+            names.append(f"s{number}/{take}.wav")
+            audio.save(path / "in" / names[-1], torch.from_numpy(buzz(number, take))[None], 16000)
+    pairs = [(a, b) for k, a in enumerate(names) for b in names[k + 1 :]]
+    (path / "trials.txt").write_text("".join(f"{int(a[:2] == b[:2])} {a} {b}\n" for a, b in pairs))
+    return path
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    def call(*arguments):
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return call
+
+
+def test_from_recordings_to_ratios(run, folder):
+    given = ["--trials", "trials.txt", "--root", "in", "--model", "./mine"]
+    found = json.loads(run("score", *given, "--out", "raw.txt", "--json").stdout)
+    assert found["targets"] == SPEAKERS * TAKES * (TAKES - 1) // 2 and found["eer"][0] < 40
+    assert found["eer"][1] <= found["eer"][0] <= found["eer"][2] and "act_dcf" not in found
+    scores = score_files.read(folder / "raw.txt")
+    a, b = scores.trials.enrol[0], scores.trials.test[0]
+    assert scores.scores[0] == pytest.approx(compare(folder / "in" / a, folder / "in" / b, "./mine").cosine, abs=1e-5)
+    assert "trials" in run("calibrate", "raw.txt", "--out", "c.json").stdout
+    ratios = json.loads(run("score", *given, "--out", "llr.txt", "--calibration", "c.json", "--json").stdout)
+    assert ratios["calibrated"] and ratios["cllr"] < 1 and ratios["cllr"] - ratios["min_cllr"] < 0.1
+    # A calibration of other scores is refused before anything is embedded.
+    with pytest.raises(Exception, match=r"calibration was made for .*cosine, the scores are of .*cosine\+s"):
+        run("score", *given, "--out", "x.txt", "--norm", "s", "--cohort", "in", "--calibration", "c.json")
+    text = run("score", *given, "--out", "cut.txt", "--seconds", "1").stdout
+    assert "EER" in text and "from" not in text.splitlines()[0]
+
+
+def test_normalized_with_a_cohort_and_by_plda_from_ready_embeddings(run, folder):
+    run("embed", "in", "--model", "./mine", "--out", "e.npz")
+    listed = (folder / "trials.txt").read_text().replace(" s", " in/s")
+    (folder / "listed.txt").write_text(listed)
+    given = ["--trials", "listed.txt", "--embeddings", "e.npz"]
+    run("score", *given, "--out", "as.txt", "--norm", "as", "--top", "4", "--cohort", "e.npz")
+    assert set(score_files.read(folder / "as.txt").quality) == {"magnitude", "seconds", "cohort"}
+    assert "dimensions" in run("plda", "e.npz", "--dim", "5", "--out", "p.npz").stdout
+    plda = json.loads(run("score", *given, "--out", "p.txt", "--backend", "plda", "--plda", "p.npz", "--json").stdout)
+    plain = json.loads(run("score", *given, "--out", "c.txt", "--json").stdout)
+    assert plda["eer"][0] <= plain["eer"][0]  # trained on these very voices
+    fused = json.loads(run("fuse", "as.txt", "p.txt", "--learn", "f.json", "--out", "f.txt", "--json").stdout)
+    assert fused["cllr"] < 1
+    again = json.loads(run("fuse", "as.txt", "p.txt", "--fusion", "f.json", "--out", "f2.txt", "--json").stdout)
+    assert again["cllr"] == fused["cllr"]
+    with pytest.raises(Exception, match="made for"):
+        run("fuse", "p.txt", "as.txt", "--fusion", "f.json", "--out", "f3.txt")
+
+
+def test_enrolment_from_several_recordings(run, folder):
+    (folder / "spk2utt").write_text("alice s0/0.wav s0/1.wav\nbob s1/0.wav\n")
+    (folder / "few.txt").write_text("alice s0/2.wav target\nalice s1/2.wav nontarget\nbob s1/2.wav target\n")
+    run("score", "--trials", "few.txt", "--root", "in", "--model", "./mine", "--enrol", "spk2utt", "--out", "few.out")
+    scores = score_files.read(folder / "few.out")
+    encoder = speaker.load(folder / "mine")
+    vectors = [encoder(audio.load(folder / "in" / f"s0/{k}.wav", 16000)[0])[0].double() for k in range(3)]
+    unit = [v / v.norm() for v in vectors]
+    mean = (unit[0] + unit[1]) / 2
+    assert scores.scores[0] == pytest.approx(float(mean @ unit[2] / mean.norm()), abs=1e-5)
+    seconds = scores.quality["seconds"]
+    assert seconds[0, 0] > 1.5 * seconds[2, 0]
+
+
+def test_pictures(run, folder):
+    run("score", "--trials", "trials.txt", "--root", "in", "--model", "./mine", "--out", "raw.txt", "--plots", "pics")
+    assert {p.name for p in (folder / "pics").iterdir()} == {"det.png", "scores.png", "map.png"}
+    assert all(p.stat().st_size > 5_000 for p in (folder / "pics").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trials", "none.txt", "--root", "in"], "no trial list"),
+        (["--trials", "empty.txt", "--root", "in"], "holds no trials"),
+        (["--trials", "same.txt", "--root", "in"], "of one kind"),
+        (["--trials", "lost.txt", "--root", "in"], "1 of 3 recordings are not below in, the first is s0/9.wav"),
+        (["--trials", "trials.txt"], "either --root"),
+        (["--trials", "trials.txt", "--root", "in", "--norm", "z"], "there are none, s and as"),
+        (["--trials", "trials.txt", "--root", "in", "--norm", "as"], "brings no cohort"),
+        (["--trials", "trials.txt", "--root", "in", "--backend", "plda"], "together with --plda"),
+        (["--trials", "trials.txt", "--embeddings", "nan.npz"], "1 embeddings are 0 or not finite, the first is b"),
+        (["--trials", "trials.txt", "--embeddings", "two.npz"], "have no embedding"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_embedded(run, folder, arguments, message):
+    (folder / "empty.txt").write_text("")
+    (folder / "same.txt").write_text("1 s0/0.wav s0/1.wav\n")
+    (folder / "lost.txt").write_text("1 s0/0.wav s0/9.wav\n0 s0/0.wav s1/1.wav\n")
+    np.savez(folder / "nan.npz", names=["a", "b"], embeddings=np.array([[1, 2], [np.nan, 1]]))
+    np.savez(folder / "two.npz", names=["a", "b"], embeddings=np.ones((2, 3)))
+    with pytest.raises(Exception, match=message):
+        run("score", *arguments, "--model", "./mine", "--out", "never.txt")
+    assert not (folder / "never.txt").exists()
+
+
+def test_verify_with_a_calibration(run, folder):
+    """Learned on voices as the recipe does it; the answer has a probability, and too little speech none."""
+    import shutil
+
+    shutil.copytree(folder / "mine", folder / "ours", dirs_exist_ok=True)
+    samples, utterances, at = [], [], 0
+    for number in range(SPEAKERS):
+        for take in range(10, 22):
+            wav = (buzz(number, take) * 32767).astype(np.int16)
+            utterances.append(Utterance(f"{number}_{take}", f"demo/{number}", at, len(wav), f"{number}_{take}"))
+            samples.append(wav)
+            at += len(wav)
+    encoder = speaker.load(folder / "ours")
+    joined = np.concatenate(samples)
+    told = calibrate_recipe.calibrate(encoder, folder / "ours", joined, utterances, [], 0.1)
+    assert "8 speakers" in told
+    assert "8 speakers" in calibrate_recipe.write_cohort(encoder, folder / "ours", joined, utterances)
+    run("score", "--trials", "trials.txt", "--root", "in", "--model", "./ours", "--norm", "as", "--top", "5",
+        "--out", "n.txt")  # fmt: skip
+    same = run("verify", "in/s5/0.wav", "in/s5/1.wav", "--model", "./ours")
+    other = run("verify", "in/s0/0.wav", "in/s7/1.wav", "--model", "./ours", "--json")
+    assert same.exit_code == 0 and "same speaker: log-likelihood ratio +" in same.stdout
+    found = json.loads(other.stdout)
+    assert other.exit_code == 1 and found["llr"] < 0 and found["posterior"] < 0.5 and found["same"] is False
+    strict = json.loads(
+        run("verify", "in/s5/0.wav", "in/s5/1.wav", "--model", "./ours", "--prior", "1e-9", "--json").stdout
+    )
+    assert strict["same"] is False and strict["posterior"] < 0.5 and strict["llr"] > 0
+    audio.save(folder / "short.wav", torch.from_numpy(buzz(0, 0, 0.3))[None], 16000)
+    with pytest.raises(Exception, match="not enough speech"):
+        run("verify", "short.wav", "in/s0/1.wav", "--model", "./ours")
+    # Other weights: the calibration does not hold for them.
+    torch.manual_seed(1)
+    speaker.save(folder / "ours", SpeakerEncoder(encoder.config).eval(), "# other")
+    with pytest.raises(Exception, match="the calibration was made for"):
+        run("verify", "in/s5/0.wav", "in/s5/1.wav", "--model", "./ours")
