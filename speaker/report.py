@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ScoreError
 from speaker.intervals import eer_percent, least_cost, speaker_bootstrap
 from speaker.metrics import Cost, act_dcf, cllr, eer, min_cllr, min_dcf, split
 from speaker.scoring import Floats
 
 BOUNDS = (2.0, 4.0)  # seconds of the shorter side, where tables by duration are cut
+FEWEST = 30  # trials of a kind, for an error rate to mean something
 
 
 def report(
@@ -42,10 +42,9 @@ def by_seconds(scores: Floats, labels: NDArray[np.bool_], seconds: Floats, cost:
     least, rows = seconds.min(1), []
     for low, high in zip((0.0, *BOUNDS), (*BOUNDS, np.inf), strict=True):
         kept = (least >= low) & (least < high)
-        try:
-            targets, others = split(scores[kept], labels[kept])
-        except ScoreError:  # none of one kind
+        if min(labels[kept].sum(), (~labels[kept]).sum()) < FEWEST:
             continue
+        targets, others = split(scores[kept], labels[kept])
         rows.append({"from": low, "to": None if np.isinf(high) else high, "targets": len(targets),
                      "nontargets": len(others), "eer": 100 * eer(targets, others)[0],
                      "min_dcf": min_dcf(targets, others, cost)[0]})  # fmt: skip

@@ -161,6 +161,12 @@ def test_verify_with_a_calibration(run, folder):
             at += len(wav)
     encoder = speaker.load(folder / "ours")
     joined = np.concatenate(samples)
+    mean = calibrate_recipe.mean_embeddings(encoder, joined, utterances)[1].mean(0)
+    calibrate_recipe.centre(encoder, mean)
+    assert np.abs(calibrate_recipe.mean_embeddings(encoder, joined, utterances)[1].mean(0)).max() < 1e-4
+    assert np.abs(mean).max() > 0.01
+    speaker.save(folder / "ours", encoder, "# ours")
+    encoder = speaker.load(folder / "ours")
     told = calibrate_recipe.calibrate(encoder, folder / "ours", joined, utterances, [], 0.1)
     assert "8 speakers" in told
     assert "8 speakers" in calibrate_recipe.write_cohort(encoder, folder / "ours", joined, utterances)
