@@ -156,8 +156,7 @@ class FrontEnd(nn.Module):
                 f"({1000 * config.min_samples / config.sample_rate:.0f} ms)"
             )
         frames, energy = self._frames(self._signal(wav, lengths), lengths)
-        spectrum = torch.fft.rfft(frames * self.window, n=config.n_fft)
-        power = spectrum.real.square() + spectrum.imag.square()
+        power = self.power_spectrum(frames * self.window)
         num_frames = torch.as_tensor(config.num_frames(lengths))
         inside = torch.arange(power.shape[1], device=wav.device) < num_frames[:, None]
         features = self._logarithm(power @ self.filters, inside)
@@ -168,6 +167,11 @@ class FrontEnd(nn.Module):
         features = self._normalized(features, inside)
         features = torch.where(inside[..., None], features, 0.0)
         return features[:, : config.num_frames(num_samples)].transpose(1, 2), num_frames
+
+    def power_spectrum(self, frames: Tensor) -> Tensor:
+        """Windowed frames (B, T, M) -> (B, T, n_fft / 2 + 1)."""
+        spectrum = torch.fft.rfft(frames, n=self.config.n_fft)
+        return spectrum.real.square() + spectrum.imag.square()
 
     def _signal(self, wav: Tensor, lengths: Tensor) -> Tensor:
         """Scaled, emphasized, zero behind each item's end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from codec.config import EscLiveConfig
 from engine.features import FrontEndConfig, kaldi_fbank
@@ -48,10 +48,11 @@ class Recipe:
     validate_every: int = 500  # steps
     checkpoint_minutes: float = 4.0
 
-    @property
-    def model(self) -> Any:
-        """Configuration of the model that is trained."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # a field of some, a property of others: a property here would hide the field
+
+        @property
+        def model(self) -> Any:
+            """Configuration of the model that is trained."""
 
     @property
     def sample_rate(self) -> int:

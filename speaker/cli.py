@@ -81,6 +81,24 @@ def info(model: Annotated[str, typer.Argument(metavar="MODEL")], as_json: Json =
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    onnx: Annotated[Path, typer.Option("--onnx", help="File to write.")],
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")] = False,
+) -> None:
+    """Write an encoder as one ONNX graph: waveforms and lengths in, embeddings of unit length out."""
+    from speaker.export_onnx import export as export_graph
+    from speaker.model import load
+
+    if onnx.exists() and not force:
+        raise SpeechError(f"{onnx} exists; --force overwrites it")
+    encoder = load(model)
+    export_graph(encoder, onnx)
+    print(f"{onnx}: wav (batch, samples) at {encoder.config.front_end.sample_rate} Hz, lengths (batch,) -> embedding "
+          f"(batch, {encoder.embedding_dim})")  # fmt: skip
+
+
+@app.command()
 def embed(
     paths: Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER...")],
     out: Annotated[Path, typer.Option("--out", help="File to write: names and embeddings, .npz.")],
