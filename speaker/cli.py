@@ -104,6 +104,7 @@ def embed(
     out: Annotated[Path, typer.Option("--out", help="File to write: names and embeddings, .npz.")],
     model: Model = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")] = "cpu",
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Half precision: twice as fast on newer CPUs.")] = False,
 ) -> None:
     """Turn recordings into embeddings; one that cannot be read does not stop the rest and is listed at the end."""
     from rich.console import Console
@@ -119,7 +120,7 @@ def embed(
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=len(recordings))
-        result = embed_files(encoder, recordings, lambda done: bar.update(task, completed=done))
+        result = embed_files(encoder, recordings, lambda done: bar.update(task, completed=done), bfloat16=bfloat16)
     result.save(out)
     print(f"{out}: {len(result.names)} embeddings of {encoder.embedding_dim} numbers")
     for name, reason in result.failed.items():

@@ -20,7 +20,7 @@ from speaker.quality import Quality, assess
 __all__ = ["Embeddings", "embed_files", "find_recordings"]
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
-BATCH_SECONDS = 60.0  # of audio in a batch, padding included
+BATCH_SECONDS = 24.0  # of audio in a batch, padding included; with more, activations leave the caches
 READ_AHEAD = 64  # recordings that are sorted by length before they are put into batches
 LONG_SECONDS = 120.0  # longer ones go through alone, in chunks
 
@@ -65,11 +65,12 @@ def find_recordings(paths: Sequence[Path]) -> list[Path]:
 @torch.inference_mode()
 def embed_files(
     encoder: SpeakerEncoder, paths: Sequence[Path], progress: Callable[[int], None] = lambda done: None,
-    seconds: float | None = None,
+    seconds: float | None = None, bfloat16: bool = False,
 ) -> Embeddings:  # fmt: skip
     """Embed every file that can be embedded, or the `seconds` in its middle; the others are listed with the reason.
 
-    `progress` gets the files done.
+    `progress` gets the files done. `bfloat16`: the network multiplies in half precision, twice as fast where the
+    processor can (AVX512_BF16, AMX, GPUs).
     """
     result = Embeddings(model=f"{encoder.name}@{encoder.digest}")
     rate = encoder.config.front_end.sample_rate
@@ -89,8 +90,10 @@ def embed_files(
             except AudioError as error:
                 result.failed[str(path)] = str(error)
         for batch in _batches(loaded, rate):
-            for (path, _), vector in zip(batch, _embed(encoder, [wav for _, wav in batch]), strict=True):
-                vectors[path] = vector.cpu().numpy()
+            with torch.autocast(next(encoder.parameters()).device.type, torch.bfloat16, enabled=bfloat16):
+                found = _embed(encoder, [wav for _, wav in batch])
+            for (path, _), vector in zip(batch, found, strict=True):
+                vectors[path] = vector.float().cpu().numpy()
         progress(min(start + READ_AHEAD, len(paths)))
     for path in paths:
         if path in vectors:

@@ -80,7 +80,10 @@ class SpeakerEncoder(nn.Module):
         """
         if not torch.compiler.is_compiling():
             self._check(wav, lengths)
-        features, num_frames = self.front_end(wav, lengths)
+            if lengths is not None and not torch.jit.is_tracing() and int(lengths.min()) == wav.shape[1]:
+                lengths = None  # nothing is padded: no masks, a tenth of the time
+        with torch.autocast(wav.device.type, enabled=False):  # the network alone may compute in lower precision
+            features, num_frames = self.front_end(wav, lengths)
         return self.backbone(features, None if lengths is None else num_frames)
 
     def _check(self, wav: Tensor, lengths: Tensor | None) -> None:

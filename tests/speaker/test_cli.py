@@ -53,6 +53,13 @@ def test_embed_lists_what_failed_and_keeps_the_rest(folder, root):
             np.testing.assert_allclose(vector, encoder(wav)[0].numpy(), atol=1e-4)
 
 
+def test_half_precision_points_the_same_way(folder):
+    encoder, files = speaker.load(folder / "mine"), sorted((folder / "in").glob("*.wav"))
+    whole, half = (np.array(embed_files(encoder, files, bfloat16=flag).vectors, dtype=float) for flag in (False, True))
+    cosines = (whole * half).sum(1) / np.linalg.norm(whole, axis=1) / np.linalg.norm(half, axis=1)
+    assert len(cosines) == 3 and cosines.min() > 0.999 and (whole != half).any()
+
+
 def test_verify_decides_by_its_exit_status(folder, root):
     a, b = sorted((folder / "in").glob("*.wav"))[:2]
     found = json.loads(run("verify", a, b, "--model", "mine", "--json", cwd=folder, root=root)[0])
