@@ -39,7 +39,7 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="FILE", help=".ckpt, .pt, .pth, .nemo or .safetensors")],
     out: Annotated[Path, typer.Option("--out", help="Folder to create.")],
     origin: Annotated[
-        str, typer.Option("--from", help="speechbrain, nemo, wespeaker, taoruijie or 3dspeaker; auto: recognized.")
+        str, typer.Option("--from", help="speechbrain, nemo, wespeaker, taoruijie, 3dspeaker or vbx; auto: recognized.")
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")] = False,
 ) -> None:
@@ -57,6 +57,7 @@ def info(model: Annotated[str, typer.Argument(metavar="MODEL")], as_json: Json =
     """Describe an encoder: size, cost, front end, shortest input."""
     from dataclasses import asdict
 
+    from speaker.cost import macs_per_second, receptive_field
     from speaker.model import load
 
     encoder = load(model)
@@ -65,6 +66,8 @@ def info(model: Annotated[str, typer.Argument(metavar="MODEL")], as_json: Json =
         "model": encoder.name,
         "kind": encoder.config.kind,
         "parameters": sum(p.numel() for p in encoder.parameters()),
+        "macs_per_second": macs_per_second(encoder),
+        "receptive_field_seconds": receptive_field(encoder),
         "embedding_dim": encoder.embedding_dim,
         "sample_rate": rate,
         "shortest_seconds": encoder.min_samples / rate,

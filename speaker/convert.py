@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from engine.errors import CheckpointError, ConfigError
-from engine.features import FrontEndConfig, kaldi_fbank, nemo_mel, speechbrain_fbank, taoruijie_fbank
+from engine.features import FrontEndConfig, kaldi_fbank, nemo_mel, speechbrain_fbank, taoruijie_fbank, vbx_fbank
 from engine.foreign import load_pickle, state_dict
-from speaker import convert_ecapa, convert_nemo, convert_wespeaker_resnet, convert_wespeaker_xvector
+from speaker import convert_ecapa, convert_nemo, convert_vbx, convert_wespeaker_resnet, convert_wespeaker_xvector
 from speaker.model import SpeakerConfig, SpeakerEncoder, save
 
 __all__ = ["ORIGINS", "convert", "read_weights"]
@@ -35,10 +35,11 @@ ORIGINS: dict[str, list[tuple[Converter, Callable[[int], FrontEndConfig]]]] = {
         (convert_wespeaker_xvector.backbone, lambda bins: kaldi_fbank(bins, window="hamming")),
     ],
     "3dspeaker": [(convert_ecapa.speechbrain, lambda bins: kaldi_fbank(bins))],
+    "vbx": [(convert_vbx.backbone, vbx_fbank)],
     "nemo": [(convert_nemo.backbone, nemo_mel)],
 }
 # 3D-Speaker's ECAPA-TDNN has the names of SpeechBrain's but another front end: only its user can tell them apart.
-RECOGNIZED = ("speechbrain", "taoruijie", "wespeaker", "nemo")
+RECOGNIZED = ("speechbrain", "taoruijie", "wespeaker", "vbx", "nemo")
 MAX_MEMBER = 1 << 31  # bytes of weights inside of a .nemo file
 
 CARD = """# {name}

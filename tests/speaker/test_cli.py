@@ -77,6 +77,7 @@ def test_verify_decides_by_its_exit_status(folder, root):
 def test_info(folder, root):
     facts = json.loads(run("info", "./mine", "--json", cwd=folder, root=root)[0])
     assert facts["kind"] == "ecapa_tdnn" and facts["embedding_dim"] == 24 and facts["front_end"]["num_bins"] == 40
+    assert facts["receptive_field_seconds"] is None and 1e6 < facts["macs_per_second"] < 1e8
 
 
 def test_errors_say_the_way_out(folder, root):

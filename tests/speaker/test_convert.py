@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -98,3 +99,14 @@ def test_nemo_files_write_nothing_and_must_hold_weights(tmp_path):
     (inside / "z.nemo").write_text("hello")
     with pytest.raises(CheckpointError, match="which is a tar"):
         read_weights(inside / "z.nemo")
+
+
+@pytest.mark.parametrize("origin", ["auto", "vbx"])
+def test_vbx(origin, tmp_path, shared):
+    tensors = safetensors.torch.load_file(shared / "conformance" / "speaker" / "vbx_resnet34.safetensors")
+    weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+    torch.save(weights, tmp_path / "raw.pth")
+    encoder, found = convert(tmp_path / "raw.pth", tmp_path / "mine", origin)
+    assert found == "vbx"
+    embedding = encoder(tensors["input.1"][None])[0]
+    assert torch.cosine_similarity(embedding, tensors["embedding_nodither.1"], dim=0) > 1 - 1e-6

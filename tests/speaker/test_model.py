@@ -158,3 +158,16 @@ def test_front_end_and_network_must_fit():
         SpeakerConfig(front_end=kaldi_mfcc(30), network=EcapaTdnnConfig())
     with pytest.raises(ConfigError, match="configures none of"):
         SpeakerConfig(network=object())
+
+
+def test_the_receptive_field_is_what_a_vector_before_pooling_depends_on():
+    from speaker.cost import receptive_field
+
+    torch.manual_seed(0)
+    front = kaldi_mfcc(30, normalization="none")
+    encoder = SpeakerEncoder(SpeakerConfig(front_end=front, network=XvectorConfig(num_bins=30))).eval()
+    wav = (0.1 * torch.randn(1, 32000)).requires_grad_()
+    frames = encoder.backbone.frames(encoder.front_end(wav)[0])[0]
+    frames[0, :, frames.shape[-1] // 2].square().sum().backward()
+    touched = wav.grad[0].nonzero().flatten()
+    assert receptive_field(encoder) == (int(touched[-1] - touched[0]) + 1) / 16000

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError, ConfigError
-from engine.features import kaldi_fbank
+from engine.features import vbx_fbank
 from speaker import convert_vbx, convert_wespeaker_resnet
 from speaker.backbones.resnet import DEPTHS, ResNet, ResNetConfig, resnet
 from speaker.model import SpeakerConfig, SpeakerEncoder
@@ -205,7 +205,7 @@ def test_vbx_from_samples(name: str, shared: Path) -> None:
     tensors = load_file(shared / "conformance" / "speaker" / f"{name}.safetensors")
     weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
     config, state = convert_vbx.backbone(weights)
-    front_end = kaldi_fbank(config.num_bins, high_hz=7600.0, framing="whole", log_eps=1.0, normalization="sliding_mean")
+    front_end = vbx_fbank(config.num_bins)
     encoder = SpeakerEncoder(SpeakerConfig(front_end=front_end, network=config)).eval()
     encoder.backbone.load_state_dict(state)
     wavs = [tensors[f"input.{i}"] for i in range(3)]
