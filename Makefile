@@ -1,4 +1,4 @@
-# make demo   hear what it does: a recording becomes a small file and comes back as speech
+# make demo   hear what it does: a recording becomes a small file and comes back as speech; who speaks is told apart
 # make test   all tests
 # make lint   style and types
 # make quality DATA="FOLDER..."   measure the shipped codec on folders of speech: README, model card, docs/quality.md
@@ -17,6 +17,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m codec.demo
+	@echo
+	$(BIN)/python -m speaker.demo
 
 # Small matrices and busy machines: more threads only wait for each other. OMP_NUM_THREADS=8 make test overrides.
 test: export OMP_NUM_THREADS ?= 1

@@ -57,7 +57,6 @@ def demonstrate(folder: Path) -> None:
     console.print(table)
     print("kbit/s: of the file, header and checksums included. speed: both directions, against real time.")
     print(f"Listen: {folder}/*.wav; the originals are {RECORDINGS}/*.flac")
-    print("Of speaker verification there is nothing to show yet: the encoders are there, trained weights are not.")
 
 
 def _row(encoded: Report, decoded: Report, recording: Path, wav: Path) -> list[str]:

@@ -141,8 +141,13 @@ def write_cohort(encoder: SpeakerEncoder, folder: Path, samples: np.ndarray, utt
 def mean_embeddings(
     encoder: SpeakerEncoder, samples: np.ndarray, utterances: list[Utterance]
 ) -> tuple[list[str], NDArray[np.float64]]:
-    """Speakers, and the mean (S, D) of their embeddings as they come."""
+    """Speakers, and the mean (S, D) of their embeddings as they come, but for a few that are far too long.
+
+    Of a recording that breaks off into digital silence the embedding may be fifty times as long as of others.
+    """
     names, vectors = recordings_of_speakers(encoder, samples, utterances)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = vectors * np.minimum(1, 2 * np.median(length) / np.maximum(length, 1e-9))
     speakers, rows = np.unique(names, return_inverse=True)
     sums = np.zeros((len(speakers), vectors.shape[1]))
     np.add.at(sums, rows, vectors)

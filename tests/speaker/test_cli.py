@@ -97,3 +97,14 @@ def test_a_long_file_equals_the_direct_result(folder):
     direct = encoder(audio.load(folder / "long.flac")[0])[0].numpy()
     cosine = np.dot(found.astype(float), direct) / np.linalg.norm(found) / np.linalg.norm(direct)
     assert 1 - cosine < 1e-6
+
+
+def test_the_demo_tells_the_bundled_speakers_apart(capsys):
+    from speaker import demo
+
+    assert demo.main() == 0
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    for line in lines:
+        first, second = (name.split("_")[0] for name in line.split()[:2])
+        assert ("same speaker" if first == second else "different speakers") in line
+    assert len(lines) == 6
