@@ -31,6 +31,7 @@ __all__ = ["find", "load_config", "read", "save", "shipped"]
 
 VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+EXTRAS = ("calibration.json", "cohort.npz")  # of some speaker encoders
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 HUB = "hf://"
 
@@ -223,7 +224,7 @@ def _download(address: str) -> Path:
         raise CheckpointError(f"{address} needs huggingface_hub: pip install 'voxcode[hub]'") from error
     try:
         folder = huggingface_hub.snapshot_download(
-            match["repo"], revision=match["revision"], allow_patterns=[CONFIG, WEIGHTS, CARD]
+            match["repo"], revision=match["revision"], allow_patterns=[CONFIG, WEIGHTS, CARD, *EXTRAS]
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(f"{address} cannot be downloaded: {error}") from error

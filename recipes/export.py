@@ -78,6 +78,7 @@ Not measured yet: `make verification`.
 <!-- /verification -->
 
 ## Calibration
+The mean over the training speakers was moved to 0 (`recipes.calibrate --centre`).
 `speaker verify` turns the cosine and the seconds of speech into a log-likelihood ratio (`calibration.json`, learned on
 held-out training speakers, 1 to 10 s, noise at 0 to 30 dB). On the test lists, cut and disturbed in the same way:
 
