@@ -40,7 +40,16 @@ from recipes.recipe import Recipe
 from recipes.tasks import make_task
 
 log = logging.getLogger("recipes.train")
-NO_RECIPES = {"__init__", "train", "recipe", "export", "cache", "teach", "teachers"}  # other modules beside the recipes
+NO_RECIPES = {
+    "__init__",
+    "train",
+    "recipe",
+    "calibrate",
+    "export",
+    "cache",
+    "teach",
+    "teachers",
+}  # other modules beside the recipes
 
 
 def find_recipe(name: str) -> Recipe:
