@@ -7,7 +7,7 @@ replacement; a trial counts as often as both of its speakers were drawn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,23 +58,29 @@ def least_cost(cost: Cost = LOW_PRIOR) -> Figure:
     return lambda rates: float(cost.normalized(rates.miss, rates.false_accept).min())
 
 
+def draws(first: Sequence[str], second: Sequence[str], num: int, seed: int = 0) -> Iterator[Floats]:
+    """`num` times: how often each trial counts (n,) when its speakers, `first` and `second`, are drawn again."""
+    names, place = np.unique([*first, *second], return_inverse=True)
+    one, other = place[: len(first)], place[len(first) :]
+    rng = np.random.default_rng(seed)
+    for _ in range(num):
+        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)).astype(np.float64)
+        yield np.where(one == other, times[one], times[one] * times[other])
+
+
 def speaker_bootstrap(
     scores: ArrayLike, labels: ArrayLike, first: Sequence[str], second: Sequence[str], figures: Sequence[Figure],
     num: int = 500, seed: int = 0,
 ) -> list[Estimate]:  # fmt: skip
     """Figures of the trials and their intervals; `first`, `second` name the speakers of each trial's two sides."""
-    names, place = np.unique([*first, *second], return_inverse=True)
-    one, other = place[: len(first)], place[len(first) :]
     sweep = Sweep(scores, labels)
-    if not len(one) == len(other) == len(sweep.place):
-        raise ScoreError(f"{len(sweep.place)} scores, but the speakers of {len(one)} and {len(other)} sides")
-    whole = sweep.rates(np.ones(len(one)))
+    if not len(first) == len(second) == len(sweep.place):
+        raise ScoreError(f"{len(sweep.place)} scores, but the speakers of {len(first)} and {len(second)} sides")
+    whole = sweep.rates(np.ones(len(first)))
     assert whole is not None
-    rng = np.random.default_rng(seed)
     drawn: list[list[float]] = []
-    for _ in range(num):
-        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)).astype(np.float64)
-        rates = sweep.rates(np.where(one == other, times[one], times[one] * times[other]))
+    for weights in draws(first, second, num, seed):
+        rates = sweep.rates(weights)
         if rates is not None:
             drawn.append([figure(rates) for figure in figures])
     values = [figure(whole) for figure in figures]
@@ -89,20 +95,14 @@ def paired_difference(
     figure: Figure = eer_percent, num: int = 500, seed: int = 0,
 ) -> Estimate:  # fmt: skip
     """How much larger a figure is for the first system's scores than for the second's, on the same trials."""
-    names, place = np.unique([*first, *second], return_inverse=True)
-    one, other = place[: len(first)], place[len(first) :]
     sweeps = [Sweep(part, labels) for part in scores]
 
     def difference(weights: NDArray[np.float64]) -> float | None:
         rates = [sweep.rates(weights) for sweep in sweeps]
         return None if rates[0] is None or rates[1] is None else figure(rates[0]) - figure(rates[1])
 
-    whole = difference(np.ones(len(one)))
+    whole = difference(np.ones(len(first)))
     assert whole is not None
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(num):
-        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)).astype(np.float64)
-        drawn.append(difference(np.where(one == other, times[one], times[one] * times[other])))
+    drawn = [difference(weights) for weights in draws(first, second, num, seed)]
     kept = [value for value in drawn if value is not None]
     return Estimate(whole, *(np.percentile(kept, (2.5, 97.5)).tolist() if len(kept) > num / 2 else (np.nan, np.nan)))

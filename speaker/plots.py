@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import SpeechError
-from speaker.intervals import Sweep
+from speaker.intervals import Sweep, draws
 from speaker.metrics import best_calibrated, error_rates, split
 from speaker.scoring import Floats, unit
 
@@ -42,12 +42,9 @@ def det(ax: Any, scores: Floats, labels: NDArray[np.bool_], sides: tuple[list[st
     """Misses over false acceptances on normal-deviate axes; the band holds 95 % of bootstraps over speakers."""
     rates = error_rates(*split(scores, labels))
     ax.plot(probit(rates.false_accept), probit(rates.miss), color="C0", label="all trials")
-    names, place = np.unique([*sides[0], *sides[1]], return_inverse=True)
-    one, other = place[: len(sides[0])], place[len(sides[0]) :]
-    sweep, rng, grid, drawn = Sweep(scores, labels), np.random.default_rng(0), np.geomspace(1e-3, 0.6, 60), []
-    for _ in range(num):
-        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)).astype(np.float64)
-        again = sweep.rates(np.where(one == other, times[one], times[one] * times[other]))
+    sweep, grid, drawn = Sweep(scores, labels), np.geomspace(1e-3, 0.6, 60), []
+    for weights in draws(*sides, num):
+        again = sweep.rates(weights)
         if again is not None:
             drawn.append(np.interp(grid, again.false_accept[::-1], again.miss[::-1]))
     if drawn:
