@@ -60,7 +60,7 @@ def campplus() -> Teacher:
 def ge2e() -> Teacher:
     """Resemblyzer's encoder with its own preprocessing: level, silences cut out, partial utterances of 1.6 s."""
     try:
-        from resemblyzer import VoiceEncoder, preprocess_wav  # type: ignore[import-untyped]
+        from resemblyzer import VoiceEncoder, preprocess_wav
     except ImportError as error:
         raise ConfigError(
             f"the encoder GE2E needs pip install resemblyzer==0.1.4 webrtcvad 'setuptools<81' ({error})"
