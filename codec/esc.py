@@ -74,6 +74,11 @@ class Esc(Codec):
             delay = max(delay, newest - sample)
         return delay
 
+    @property
+    def lag(self) -> int:
+        """None: frames are centred."""
+        return 0
+
     def _encoder_halo(self, levels: int) -> int:
         """Code frames next to an inner end of a tile whose codes are wrong."""
         columns = window_reach(self.network.encoder_shifts(levels), self.config.window)
@@ -104,6 +109,10 @@ class Esc(Codec):
             wav, config.n_fft, config.hop_length, config.win_length, window, center=False, return_complex=True
         )
         return rearrange(torch.view_as_real(spectrum), "b f t c -> b c f t")
+
+    def linear_spectrum(self, spectrum: Tensor) -> Tensor:
+        """See `Codec.linear_spectrum`."""
+        return torch.view_as_complex(rearrange(spectrum, "b c f t -> b t f c").contiguous())
 
     def synthesize(self, spectrum: Tensor) -> Tensor:
         """(B, 2, F, T') -> (B, hop_length (T' - 1))."""

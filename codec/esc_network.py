@@ -140,6 +140,23 @@ class EscNetwork(nn.Module):
         decoded = self.decoder(self._refine(read, levels, len(self.decoder.stages)))
         return decoded, codes, torch.stack(losses).sum(0)
 
+    @torch.no_grad()
+    def start_codebooks(self, spectrum: Tensor) -> None:
+        """Start every codebook on the residuals of speech (B, 2, F, T'), each level on what those before left."""
+        features = self.encoder(spectrum)
+
+        def read(level: int, x: Tensor | None) -> Tensor:
+            target = features[self._scale(level)]
+            vectors = self._vectors(target if x is None else target - x)
+            self.quantizers[level].initialize(vectors)  # type: ignore[operator]
+            return self._features(self.quantizers[level].encode(vectors)[1], level)  # type: ignore[operator]
+
+        if self.config.quantization == "residual":
+            self.quantizers[0].initialize(self._vectors(features[-1]))  # type: ignore[operator]
+        else:
+            last = self.config.levels - 1
+            read(last, self._refine(read, last, last - 1) if last else None)
+
     def _refine(self, read: Callable[[int, Tensor | None], Tensor], levels: int, num_stages: int) -> Tensor:
         """Run the first `num_stages` decoder stages; `read(level, features)` returns the quantized residual."""
         x = read(0, None)

@@ -18,12 +18,20 @@ from codec.live import EscLive
 from codec.model import Codec
 from codec.paths import read_bytes, write_bytes
 from engine import checkpoint
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, ConfigError
 
 MODELS: dict[str, tuple[type[Codec], type[CodecConfig]]] = {
     "esc": (Esc, EscConfig),
     "esc_live": (EscLive, EscLiveConfig),
 }
+
+
+def make(config: CodecConfig) -> Codec:
+    """Return the model of a configuration, with random weights."""
+    for model_class, config_class in MODELS.values():
+        if type(config) is config_class:
+            return model_class(config)
+    raise ConfigError(f"no codec has a {type(config).__name__}")
 
 
 @dataclass(frozen=True)

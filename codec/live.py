@@ -97,6 +97,11 @@ class EscLive(Codec):
         """One frame is collected, and its last hop is complete only with the next frame."""
         return self.config.samples_per_frame + self.istft.delay
 
+    @property
+    def lag(self) -> int:
+        """One hop, of the inverse STFT."""
+        return self.istft.delay
+
     def num_frames(self, num_samples: int) -> int:
         """Frames that complete the output up to `num_samples`."""
         return -(-(num_samples + self.config.hop_length) // self.config.samples_per_frame)
@@ -108,10 +113,13 @@ class EscLive(Codec):
         spectrum = self.stft(wav, state)[..., : self.config.hop_length]
         return compress(spectrum, self.config.exponent) * self.spectrum_scale
 
+    def linear_spectrum(self, spectrum: Tensor) -> Tensor:
+        """See `Codec.linear_spectrum`; without the Nyquist bin."""
+        return expand(spectrum / self.spectrum_scale, self.config.exponent)
+
     def synthesize(self, spectrum: Tensor, state: PastState | None = None) -> Tensor:
         """Inverse of `analyze`, one hop late: (B, 2 T, F) -> (B, T * samples_per_frame)."""
-        full = expand(spectrum / self.spectrum_scale, self.config.exponent)
-        return self.istft(F.pad(full, (0, 1)), state)
+        return self.istft(F.pad(self.linear_spectrum(spectrum), (0, 1)), state)
 
     def patches(self, spectrum: Tensor) -> Tensor:
         """(B, 2 T, F) complex -> (B, T, H, patch_size) real."""

@@ -84,6 +84,19 @@ def relative_error(spectrum: Tensor, target: Tensor) -> Tensor:
     return error / torch.view_as_real(target).square().sum().clamp_min(1e-8)
 
 
+def power_law_error(spectrum: Tensor, target: Tensor, exponent: float = 0.3) -> Tensor:
+    """Mean squared error of complex spectra whose components went through sign(x) |x|^exponent: the loss of ESC.
+
+    Real and imaginary part apart, so that the phase bends towards the diagonals; near 0 the gradient is steep.
+    """
+
+    def bent(x: Tensor) -> Tensor:
+        x = torch.view_as_real(x)
+        return x.sign() * (x.abs() + 1e-10).pow(exponent)
+
+    return F.mse_loss(bent(spectrum), bent(target))
+
+
 def bark(hz: np.ndarray) -> np.ndarray:
     """Critical-band rate in Bark (Traunmueller 1990)."""
     return 26.81 * hz / (1960 + hz) - 0.53

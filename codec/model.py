@@ -22,9 +22,9 @@ from engine.errors import AudioError, ConfigError
 
 @dataclass
 class CodecOutput:
-    """What training needs. Spectra are (B, T', F) complex or (B, 2, F, T') real, compressed as the model sees them."""
+    """What training needs. Spectra are as the network sees them; `Codec.linear_spectrum` makes them comparable."""
 
-    wav: Tensor  # (B, N)
+    wav: Tensor  # (B, N), `Codec.lag` samples late
     spectrum: Tensor
     spectrum_target: Tensor
     codes: list[Tensor]  # per level (rows that use it, groups, T)
@@ -48,6 +48,15 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def delay(self) -> int:
         """Algorithmic delay in samples: oldest output sample to newest input needed, framing included."""
+
+    @property
+    @abstractmethod
+    def lag(self) -> int:
+        """Samples by which the waveform of `forward` comes late; what `decode` returns does not."""
+
+    @abstractmethod
+    def linear_spectrum(self, spectrum: Tensor) -> Tensor:
+        """A spectrum of CodecOutput -> complex (B, T', F), neither compressed nor scaled."""
 
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:

@@ -1,4 +1,4 @@
-"""Start the live codec from data: principal components for its projections, k-means for its codebooks.
+"""Start a codec from data: principal components for the projections of the live one, k-means for the codebooks of both.
 
 The residual branches of `EscLive` start at zero, so at the start the network is linear: a patch transform, merges, and
 a quantizer at each level. Random orthogonal projections would throw away a random part of the signal at every merge;
@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from codec.esc import Esc
 from codec.live import EscLive
 from codec.quantizers import ProductQuantizer
 
@@ -25,8 +26,13 @@ def principal_components(x: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def start_from_data(model: EscLive, wav: Tensor) -> None:
-    """Set scale, projections and codebooks from speech (B, N), N a multiple of `samples_per_frame`; minutes in all."""
+def start_from_data(model: EscLive | Esc, wav: Tensor) -> None:
+    """Set scale, projections and codebooks from speech (B, N), N a multiple of `samples_per_frame`; minutes in all.
+
+    The published codec is far from linear; it gets its codebooks alone.
+    """
+    if isinstance(model, Esc):
+        return start_quantizers(model, wav)
     spectrum = model.analyze(wav)
     energy = spectrum.real.square().mean() + spectrum.imag.square().mean()
     model.spectrum_scale /= (energy / 2).sqrt()
@@ -46,8 +52,11 @@ def start_from_data(model: EscLive, wav: Tensor) -> None:
 
 
 @torch.no_grad()
-def start_quantizers(model: EscLive, wav: Tensor, projections: bool = False) -> None:
+def start_quantizers(model: EscLive | Esc, wav: Tensor, projections: bool = False) -> None:
     """Start every level's codebooks (and with `projections` its linear maps) on the residuals of speech (B, N)."""
+    if isinstance(model, Esc):
+        frames = model.num_frames(wav.shape[1])
+        return model.network.start_codebooks(model.analyze(wav, 0, frames, frames))
     scales = model.encoder_scales(model.analyze(wav))
 
     def read(level: int, x: Tensor | None) -> Tensor:

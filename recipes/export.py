@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import speaker.model
-from codec.live import EscLive
+from codec.io import make
 from engine import checkpoint
 from engine.errors import CheckpointError, SpeechError
 from recipes.harness.manifests import read
@@ -125,7 +125,7 @@ def _codec_kind(run: Path) -> type[CodecRecipe]:
 def _export_codec(
     recipe: CodecRecipe, state: dict[str, Tensor], steps: int, facts: dict[str, Any], out: Path, note: str
 ) -> str:
-    model = EscLive(recipe.model)
+    model = make(recipe.model)
     model.load_state_dict(state)
     card = CODEC_CARD.format(
         name=out.name,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from codec.config import EscLiveConfig
+from codec.esc_config import EscConfig
 from engine.features import FrontEndConfig, kaldi_fbank
 from recipes.harness.augment import AugmentConfig
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
@@ -76,15 +77,18 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecRecipe(Recipe):
-    """Training of the live codec."""
+    """Training of a codec."""
 
-    model: EscLiveConfig = field(default_factory=EscLiveConfig)
+    model: EscLiveConfig | EscConfig = field(default_factory=EscLiveConfig)
     crop_frames: int = 48  # of 20 ms
     # Steps without quantization first; then the codebooks start anew on what the encoder has learned. After a start
     # from data they bring nothing: 150 of them gave, at step 300, validation PESQ-WB 1.90 against 1.93 without.
     bypass_steps: int = 0
     # How often a crop is coded with 1, 2, ... levels, relative to each other; empty: all equally often.
     level_weights: tuple[float, ...] = ()
+    # Of what: "complex", the relative error of the spectrum whose magnitude was compressed; "components", the published
+    # loss, real and imaginary part compressed apart.
+    spectrum_loss: Literal["complex", "components"] = "complex"
     spectrum_weight: float = 1.0
     mel_weight: float = 1.0
     # Loudness is what listeners judge by: 400 steps with weight 2 took a trained model from validation PESQ-WB 3.10 to

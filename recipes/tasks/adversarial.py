@@ -90,8 +90,7 @@ class AdversarialCodecTask(CodecTask):
         The stretch depends on seed and step alone, as the crops do. Crops differ in level by more than 20 dB; that of
         the recorded crop as a whole is taken for both, so that errors of level and pauses stay what they are.
         """
-        lag = self.model.istft.delay
-        recorded, decoded = batch[:, :-lag], decoded[:, lag:]
+        decoded, recorded = self.aligned(decoded, batch)
         length = self.recipe.discriminator_frames * self.recipe.model.samples_per_frame
         rng = np.random.default_rng((self.recipe.seed, 2, self.batches_done))
         begin = int(rng.integers(recorded.shape[1] - length + 1))

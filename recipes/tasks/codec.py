@@ -1,4 +1,4 @@
-"""Training of the live codec: reconstruction losses, optional bypass stage, a random number of levels per crop."""
+"""Training of a codec: reconstruction losses, optional bypass stage, a random number of levels per crop."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from torch import Tensor
 
 import codec
 from codec import metrics
+from codec.esc import Esc
+from codec.io import make
 from codec.live import EscLive
-from codec.losses import LoudnessLoss, MelLoss, relative_error
+from codec.losses import LoudnessLoss, MelLoss, power_law_error, relative_error
 from codec.model import CodecOutput
 from codec.quantizers import code_entropy
 from codec.start import start_from_data, start_quantizers
 from codec.vectors import broadcast_
 from engine.errors import ConfigError, SpeechError
+from engine.spectral import compress
 from recipes.harness.optim import make_optimizer, warmup_stable_decay
 from recipes.harness.task import Task
 from recipes.recipe import CodecRecipe
@@ -41,7 +44,9 @@ class CodecTask(Task):
         weights = recipe.level_weights
         if weights and (len(weights) != recipe.model.levels or min(weights) < 0 or sum(weights) == 0):
             raise ConfigError(f"level_weights needs {recipe.model.levels} numbers from 0 up, not all 0; got {weights}")
-        self.model = EscLive(recipe.model)
+        model = make(recipe.model)
+        assert isinstance(model, (EscLive, Esc))
+        self.model = model
         self.mel_loss = MelLoss(recipe.model.sample_rate)
         self.loudness_loss = LoudnessLoss(recipe.model.sample_rate)
         self.warm = False  # starts from given weights, not from data
@@ -92,16 +97,28 @@ class CodecTask(Task):
     def losses(self, wav: Tensor, levels: Tensor, bypass: bool) -> tuple[dict[str, Tensor], CodecOutput]:
         """(B, N) -> losses by name, and what the model returned."""
         out = self.model(wav, levels, bypass=bypass)
-        lag = self.model.istft.delay
+        decoded, recorded = self.aligned(out.wav, wav)
         parts = {
-            "spectrum": relative_error(out.spectrum, out.spectrum_target),
-            "mel": self.mel_loss(out.wav[:, lag:], wav[:, :-lag]),
-            "loudness": self.loudness_loss(out.wav[:, lag:], wav[:, :-lag]),
+            "spectrum": self._spectrum_error(out),
+            "mel": self.mel_loss(decoded, recorded),
+            "loudness": self.loudness_loss(decoded, recorded),
             "commitment": out.commitment_loss,
             "codebook": out.codebook_loss,
         }
         total = sum((getattr(self.recipe, f"{name}_weight") * value for name, value in parts.items()), torch.zeros(()))
         return {"total": total, **parts}, out
+
+    def _spectrum_error(self, out: CodecOutput) -> Tensor:
+        decoded, target = out.spectrum, out.spectrum_target
+        if self.recipe.spectrum_loss == "components":
+            return power_law_error(self.model.linear_spectrum(decoded), self.model.linear_spectrum(target))
+        if isinstance(self.model, Esc):  # sees its spectra as they are, not compressed
+            decoded, target = (compress(self.model.linear_spectrum(s), 0.5) for s in (decoded, target))
+        return relative_error(decoded, target)
+
+    def aligned(self, decoded: Tensor, recorded: Tensor) -> tuple[Tensor, Tensor]:
+        """What `model` returned for (B, N), and (B, N) itself, both without the samples that the other lacks."""
+        return decoded[:, self.model.lag :], recorded[:, : recorded.shape[1] - self.model.lag]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         bypass = self.global_step < self.recipe.bypass_steps
@@ -122,8 +139,8 @@ class CodecTask(Task):
             with torch.autocast(batch.device.type, enabled=False):  # measured as users decode, whatever it trains in
                 parts, out = self.losses(batch, torch.full((len(batch),), levels), bypass)
             values |= {f"spectrum{levels}": float(parts["spectrum"]), f"mel{levels}": float(parts["mel"])}
-            lag = self.model.istft.delay
-            values |= {f"{k}{levels}": v for k, v in _perceptual(batch[:, :-lag], out.wav[:, lag:])}
+            decoded, recorded = self.aligned(out.wav, batch)
+            values |= {f"{k}{levels}": v for k, v in _perceptual(recorded, decoded)}
             if levels == most:
                 size = self.recipe.model.codebook_size
                 bits = torch.stack([code_entropy(codes, size).mean() for codes in out.codes])
@@ -133,10 +150,10 @@ class CodecTask(Task):
     @torch.no_grad()
     def examples(self, batch: Tensor) -> dict[str, Tensor]:
         """(1, N) -> the reference, and what is decoded from all levels and from one."""
-        lag = self.model.istft.delay
-        sounds = {"reference": batch[0, :-lag].cpu()}
+        sounds: dict[str, Tensor] = {}
         for levels in (self.recipe.model.levels, 1):
-            sounds[f"{levels} levels"] = self.model(batch, levels).wav[0, lag:].float().cpu()
+            decoded, recorded = self.aligned(self.model(batch, levels).wav, batch)
+            sounds |= {"reference": recorded[0].cpu(), f"{levels} levels": decoded[0].float().cpu()}
         return sounds
 
     def configure_optimizers(self) -> Any:

@@ -351,3 +351,14 @@ def test_conformance_in_tiles(published: tuple[Esc, dict[str, Tensor]]) -> None:
     assert (model.encode(wav) == codes).float().mean() >= 0.999
     torch.testing.assert_close(model.decode(codes, wav.shape[1])[0], reference["ragged.decoded.6"], atol=1e-4, rtol=0)
     model.tile_frames = 256
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_codebooks_started_on_a_signal_fit_it(quantization: str) -> None:
+    """Every level takes something off the error on the signal that the codebooks were started on."""
+    model, wav = randomized(micro(quantization)).eval(), noise(6, 4_000)
+    frames = model.num_frames(wav.shape[1])
+    spectrum = model.analyze(wav, 0, frames, frames)
+    before = float(model(wav).commitment_loss.detach())
+    model.network.start_codebooks(spectrum)
+    assert float(model(wav).commitment_loss.detach()) < before / 2

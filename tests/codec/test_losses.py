@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from codec.losses import LoudnessLoss, MelLoss, ShortTimeFourier, relative_error
+from codec.losses import LoudnessLoss, MelLoss, ShortTimeFourier, power_law_error, relative_error
 from engine.spectral import mel_filterbank
 
 
@@ -101,3 +101,10 @@ def test_loudness_loss_has_a_gradient_at_silence():
     wav = torch.zeros(1, 4000, requires_grad=True)
     LoudnessLoss(16_000)(wav, noise(1, 4000)).backward()
     assert torch.isfinite(wav.grad).all()
+
+
+def test_power_law_error_is_the_published_formula():
+    spectrum, target = torch.tensor([3.0 - 0.5j, 0j]), torch.tensor([-2.0 + 0j, 1j])
+    bent = [[3**0.3, -(0.5**0.3), 0, 0], [-(2**0.3), 0, 0, 1]]
+    expected = sum((a - b) ** 2 for a, b in zip(*bent, strict=True)) / 4
+    assert float(power_law_error(spectrum, target)) == pytest.approx(expected, abs=1e-5)

@@ -285,7 +285,7 @@ def test_recipes_are_found_and_overridden():
     assert train.find_recipe("esc_live:base") == base()
     with pytest.raises(ConfigError, match="there are base, tiny"):
         train.find_recipe("esc_live:huge")
-    with pytest.raises(ConfigError, match="there are esc_live"):
+    with pytest.raises(ConfigError, match="there are esc, esc_live"):
         train.find_recipe("nothing")
     changed = train.override(base(), ["max_steps=5", "model.exponent=0.3"])
     assert changed.max_steps == 5 and changed.model.exponent == 0.3
