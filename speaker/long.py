@@ -26,7 +26,7 @@ from speaker.model import SpeakerEncoder
 from speaker.moments import Moments
 from speaker.pooling import AttentiveStatisticsPooling, Squeeze, StatisticsPooling, masked_mean
 
-__all__ = ["Backbone", "embed", "embed_features"]
+__all__ = ["Backbone", "count_squeezes", "embed", "embed_features"]
 
 
 class Backbone(Protocol):
@@ -83,7 +83,7 @@ def embed_features(
     if num_frames < backbone.min_frames:
         raise AudioError(f"{num_frames} frames are too few; this model needs at least {backbone.min_frames}")
     chunks = _Chunks(backbone, features, num_frames, chunk_frames or backbone.chunk_frames)
-    for _ in range(chunks.count_squeezes()):
+    for _ in range(count_squeezes(backbone, features(0, backbone.min_frames))):
         chunks.means.append(_moments(chunks)[0][..., None])
     pool = backbone.pool
     if isinstance(pool, StatisticsPooling):
@@ -100,6 +100,20 @@ def _moments(chunks: Iterable[Tensor], scores: Callable[[Tensor], Tensor] | None
     return moments.result(dtype)
 
 
+def count_squeezes(backbone: Backbone, features: Tensor) -> int:
+    """How often the network computes a mean over the utterance before it pools; `features` (F, T) are any."""
+    count = 0
+
+    def counting(x: Tensor, mask: Tensor | None) -> Tensor:
+        nonlocal count
+        count += 1
+        return masked_mean(x, mask)
+
+    with torch.no_grad():
+        backbone.frames(features[None], squeeze=counting)
+    return count
+
+
 class _Chunks:
     """Iterates over the chunks of a file: what reaches the first squeeze that is not in `means`, or else the pooling.
 
@@ -113,18 +127,6 @@ class _Chunks:
         self.size = math.ceil(chunk_frames / backbone.stride)
         self.total = math.ceil((num_frames - backbone.shrink) / backbone.stride)
         self.means: list[Tensor] = []
-
-    def count_squeezes(self) -> int:
-        """How often the network computes a mean over the file."""
-        count = 0
-
-        def counting(x: Tensor, mask: Tensor | None) -> Tensor:
-            nonlocal count
-            count += 1
-            return masked_mean(x, mask)
-
-        self.backbone.frames(self.features(0, self.backbone.min_frames)[None], squeeze=counting)
-        return count
 
     def __iter__(self) -> Iterator[Tensor]:
         stride, halo = self.backbone.stride, self.backbone.halo

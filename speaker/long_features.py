@@ -18,7 +18,7 @@ from engine.errors import AudioError
 from engine.features import STD_EPS, TOP_DECIBELS, FrontEnd, FrontEndConfig
 from speaker.moments import Moments
 
-__all__ = ["LongFeatures"]
+__all__ = ["LongFeatures", "unnormalized"]
 
 PIECE_FRAMES = 1024
 
@@ -78,7 +78,7 @@ def _pieces(config: FrontEndConfig, blocks: Iterable[Tensor]) -> Iterator[Tensor
     """Features (F, PIECE_FRAMES), the last ones fewer, before all that depends on the whole file."""
     hop = config.hop_length
     context = (config.n_fft // hop + 1) * hop  # more than a window and the sample before it reach
-    size, spectrum = PIECE_FRAMES * hop, _spectrum(config)
+    size, spectrum = PIECE_FRAMES * hop, unnormalized(config)
     held, before, total = torch.zeros(0), 0, 0  # `before`: samples of context at the start of `held`
     for block in blocks:
         if not torch.isfinite(block).all():
@@ -97,7 +97,7 @@ def _pieces(config: FrontEndConfig, blocks: Iterable[Tensor]) -> Iterator[Tensor
         yield piece.clone()  # the rest may belong to a larger one
 
 
-def _spectrum(config: FrontEndConfig) -> Callable[[Tensor], Tensor]:
+def unnormalized(config: FrontEndConfig) -> Callable[[Tensor], Tensor]:
     """Samples (n,) -> features (F, T) without floor and normalization."""
     decibel = config.log == "decibel"
     plain = dataclasses.replace(config, normalization="none", log="ln_floor" if decibel else config.log)
