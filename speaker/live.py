@@ -42,6 +42,7 @@ class LiveSession:
 
     def __init__(self, features: LiveFeatures) -> None:
         self.features = features
+        self.embedded = 0  # samples when it was last embedded
         self.settled = 0  # network outputs in `moments` and `weighted`
         self.moments = Moments()
         self.weighted = Moments()
@@ -150,6 +151,7 @@ class _Window:
             scores = pool.scores(outputs[None], context)[0].cpu()
             session.weighted, so_far = _merged(session.weighted, here, scores, self.fresh)
             pooled = pool.finish(*(each.to(outputs.device) for each in so_far.result(outputs.dtype)))
+        session.embedded = session.num_samples
         session.settled += self.fresh
         session.features.forget(max(0, session.settled * self.backbone.stride - self.backbone.halo))
         return pooled
