@@ -27,18 +27,23 @@ DECAY_DB = 2.0  # by which the level that counts as loud falls in a second
 class SpeechGate:
     """Lets pass what is speech by its level: near the loudest of late, and not quiet. Works on ragged pieces (n,).
 
-    The rule is that of `speaker.quality`, with nothing but the past to go by. `speech` counts the seconds passed
-    that were speech themselves; the edges of pauses pass, too, and nothing comes more than `PAUSE_SECONDS` late.
+    The rule is that of `speaker.quality`, with nothing but the past to go by. `speech` counts the seconds that were
+    speech themselves; the edges of pauses pass, too, and nothing comes more than `PAUSE_SECONDS` late.
     """
 
     def __init__(self, sample_rate: int) -> None:
         self.size = round(FRAME * sample_rate)
-        self.speech = 0.0
+        self._spoken = 0  # frames
         self._loud = QUIET_DB
         self._held = torch.zeros(0)  # less than a frame
         self._silent: list[Tensor] = []  # frames before speech that may yet be its edge
         self._after = 0  # frames after speech that still pass
         self._edge = round(PAUSE_SECONDS / FRAME)
+
+    @property
+    def speech(self) -> float:
+        """Seconds of speech so far."""
+        return round(self._spoken * FRAME, 2)
 
     def push(self, wav: Tensor) -> Tensor:
         """Samples (n,) -> those of them, and of earlier ones, that are speech: (m,)."""
@@ -54,7 +59,7 @@ class SpeechGate:
             if level > max(QUIET_DB, self._loud - BELOW_DB):
                 passed += [*self._silent, frame]
                 self._silent, self._after = [], self._edge
-                self.speech += FRAME
+                self._spoken += 1
             elif self._after:
                 passed.append(frame)
                 self._after -= 1
