@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import speaker
-from benchmarks import calibration, verification
+from benchmarks import calibration, live_speaker, verification
 from engine import audio
 from engine.errors import SpeechError
 from engine.features import kaldi_fbank
@@ -68,3 +68,33 @@ def test_cosines_go_with_the_trials():
     vectors = np.eye(3)
     trials = Trials(["a", "b", "c"], ["a", "c", "c"], [True, False, True])
     assert calibration.cosines(trials, vectors, ["a", "b", "c"]).tolist() == [1, 0, 1]
+
+
+def test_live_speakers_are_measured(folder):
+    """The same voices as streams: near to the file, and known in time."""
+    rows = [f"s{number}/{take}.wav,test,hum,s{number},1.5" for number in range(6) for take in range(3)]
+    (folder / "manifest.csv").write_text("\n".join(["path,split,corpus,speaker,seconds", *rows]) + "\n")
+    streams = live_speaker.read_streams(folder / "manifest.csv", "test", seconds=3, enrol=1)
+    assert [(len(each.enrolment), len(each.live)) for each in streams] == [(24_000, 48_000)] * 6
+    text = live_speaker.cosine_table(str(folder / "mine"), streams)
+    assert "6 streams" in text and "| 8 s | 1.000 (1.000) |" in text
+    encoder = speaker.load(folder / "mine")
+    labels = np.arange(40) < 20
+    made = fit([f"mine@{encoder.digest}:cosine"], np.where(labels, 0.99, 0.9)[:, None], labels)
+    live = live_speaker.LiveEncoder(encoder)
+    paths = live_speaker.ratio_paths(live, made, streams)
+    assert paths.ratios.shape == (6, 6, 6) and np.isfinite(paths.ratios[:, :, 3:]).all()
+    assert paths.speech[0, -1] == pytest.approx(3, abs=0.1)
+    with pytest.raises(SpeechError, match="no speaker"):
+        live_speaker.read_streams(folder / "manifest.csv", "train", 3, 1)
+
+
+def test_bounds_and_times_of_the_sequential_test():
+    ratios = np.array([[[1.0, 5.0, 9.0], [0.0, 2.0, -1.0]], [[3.0, 1.0, np.nan], [2.0, 8.0, np.nan]]])
+    speech = np.array([[0.5, 1.0, 1.5], [0.4, 0.8, np.nan]])
+    right, wrong = live_speaker.best_and_peaks([live_speaker.Paths(ratios, speech)])
+    assert sorted(wrong) == [2.0, 3.0]
+    bound = live_speaker.measured_bound(wrong)
+    assert bound > 3 and bound == pytest.approx(3)
+    assert [live_speaker.first_time(*each, bound) for each in right] == [1.0, 0.8]
+    assert live_speaker.first_time(ratios[0, 1], speech[0], bound) == np.inf
