@@ -125,9 +125,18 @@ def enrolled(collection: Collection, spk2utt: dict[str, list[str]]) -> Collectio
 
 
 def read_spk2utt(path: Path) -> dict[str, list[str]]:
-    """Kaldi's `model utterance utterance ...`, a model a line."""
+    """Kaldi's `model utterance utterance ...`, a model a line; or NIST's `modelid segmentid side` with its heading."""
     models: dict[str, list[str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if lines and lines[0].split()[:2] == ["modelid", "segmentid"]:
+        for number, line in enumerate(lines[1:], 2):
+            name, *fields = line.split() or [""]
+            if name and (not fields or fields[1:] not in ([], ["a"], ["-"])):
+                raise ScoreError(f"{path}, line {number}: expected modelid, segmentid and side a, got {line!r}")
+            if name:
+                models.setdefault(name, []).append(fields[0])
+        lines = []
+    for number, line in enumerate(lines, 1):
         name, *utterances = line.split() or [""]
         if name and not utterances:
             raise ScoreError(f"{path}, line {number}: {name} has no utterances")

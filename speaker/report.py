@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ FEWEST = 30  # trials of a kind, for an error rate to mean something
 
 def report(
     scores: Floats, labels: NDArray[np.bool_], sides: tuple[list[str], list[str]], *, prior: float = 0.01,
-    are_ratios: bool = False, seconds: Floats | None = None, num: int = 200,
+    are_ratios: bool = False, seconds: Floats | None = None, groups: Mapping[str, Sequence[str]] | None = None,
+    num: int = 200,
 ) -> dict[str, Any]:  # fmt: skip
     """EER (%) and minDCF with 95 % intervals (bootstrap over speakers); of log-likelihood ratios also what the
-    decisions at Bayes' threshold cost, and Cllr; by seconds (n, 2) of speech where they are known."""
+    decisions at Bayes' threshold cost, and Cllr; by seconds (n, 2) of speech and by groups where they are known."""
     cost = Cost(prior)
     targets, others = split(scores, labels)
     error, least = speaker_bootstrap(scores, labels, *sides, [eer_percent, least_cost(cost)], num=num)
@@ -34,6 +36,8 @@ def report(
             found["min_cllr"] = min_cllr(targets, others)
     if seconds is not None and np.isfinite(seconds).all():
         found["by_seconds"] = by_seconds(scores, labels, seconds, cost)
+    for name, members in (groups or {}).items():
+        found.setdefault("by", {})[name] = by_group(scores, labels, members, cost)
     return found
 
 
@@ -41,14 +45,33 @@ def by_seconds(scores: Floats, labels: NDArray[np.bool_], seconds: Floats, cost:
     """EER (%) and minDCF for trials whose shorter side has so much speech."""
     least, rows = seconds.min(1), []
     for low, high in zip((0.0, *BOUNDS), (*BOUNDS, np.inf), strict=True):
-        kept = (least >= low) & (least < high)
-        if min(labels[kept].sum(), (~labels[kept]).sum()) < FEWEST:
-            continue
-        targets, others = split(scores[kept], labels[kept])
-        rows.append({"from": low, "to": None if np.isinf(high) else high, "targets": len(targets),
-                     "nontargets": len(others), "eer": 100 * eer(targets, others)[0],
-                     "min_dcf": min_dcf(targets, others, cost)[0]})  # fmt: skip
+        if row := _errors(scores, labels, (least >= low) & (least < high), cost):
+            rows.append({"from": low, "to": None if np.isinf(high) else high, **row})
     return rows
+
+
+def by_group(scores: Floats, labels: NDArray[np.bool_], members: Sequence[str], cost: Cost) -> list[dict[str, Any]]:
+    """EER (%) and minDCF of every group (n,), in the order in which they are met; too small ones are left out."""
+    names, rows = np.array(members), []
+    for name in dict.fromkeys(members):
+        if row := _errors(scores, labels, names == name, cost):
+            rows.append({"group": name, **row})
+    return sorted(rows, key=lambda row: _number(row["group"]))
+
+
+def _number(group: str) -> float:
+    """Where a group of numbers begins; words stay as they are."""
+    with contextlib.suppress(ValueError):
+        return float(group.partition(" to ")[0])
+    return 0.0
+
+
+def _errors(scores: Floats, labels: NDArray[np.bool_], kept: NDArray[np.bool_], cost: Cost) -> dict[str, Any]:
+    if min(labels[kept].sum(), (~labels[kept]).sum()) < FEWEST:
+        return {}
+    targets, others = split(scores[kept], labels[kept])
+    return {"targets": len(targets), "nontargets": len(others), "eer": 100 * eer(targets, others)[0],
+            "min_dcf": min_dcf(targets, others, cost)[0]}  # fmt: skip
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -65,6 +88,14 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append(f"Cllr        {found['cllr']:.3f}{best}")
     for row in found.get("by_seconds", []):
         span = f"{row['from']:g} to {row['to']:g} s" if row["to"] else f"from {row['from']:g} s"
-        lines.append(f"  {span:<11} EER {row['eer']:.2f} %, minDCF {row['min_dcf']:.3f} "
-                     f"({row['targets']:,} + {row['nontargets']:,} trials)")  # fmt: skip
+        lines.append(_line(span, row))
+    for name, rows in found.get("by", {}).items():
+        lines += [f"by {name}", *(_line(row["group"], row) for row in rows)]
     return "\n".join(lines)
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    return (
+        f"  {name:<11} EER {row['eer']:.2f} %, minDCF {row['min_dcf']:.3f} "
+        f"({row['targets']:,} + {row['nontargets']:,} trials)"
+    )

@@ -36,6 +36,9 @@ def score(
     top: Annotated[int, typer.Option(help="Cohort scores that --norm as takes.")] = 200,
     calibration: Annotated[Path | None, typer.Option(help="Turn scores into log-likelihood ratios.")] = None,
     prior: Prior = 0.01,
+    by: Annotated[
+        Path | None, typer.Option(help="CSV with a column path and others, such as gender or snr: tables by these.")
+    ] = None,
     plots: Plots = None,
     as_json: Json = False,
 ) -> None:
@@ -44,6 +47,7 @@ def score(
 
     from speaker import calibration as calibrations
     from speaker import collections, scoring
+    from speaker.groups import read_groups
     from speaker.score_files import ScoreFile
     from speaker.trials import audit, read_trials
 
@@ -55,9 +59,10 @@ def score(
     chosen_backend = _backend(backend, plda)
     map_ = None if calibration is None else calibrations.load(calibration)
     listed = read_trials(trials)
+    groups = {} if by is None else read_groups(by, listed)
     if all(listed.labels) or not any(listed.labels):
         raise ScoreError(f"{trials}: all {len(listed)} trials are of one kind; error rates need both")
-    for sentence in audit(listed):
+    for sentence in audit(listed, _trained_on(model)):
         print(f"speaker: warning: {trials}: {sentence}", file=sys.stderr)
     models = {} if enrol is None else collections.read_spk2utt(enrol)
     encoder = None if embeddings is not None and model is None else _encoder(model)
@@ -81,7 +86,7 @@ def score(
     facts = {"system": system, "calibrated": map_ is not None, "list": trials.name}
     file = ScoreFile(listed, values, quality, facts)
     file.save(out)
-    _show(file, prior, plots, as_json, found)
+    _show(file, prior, plots, as_json, found, groups)
 
 
 def calibrate(
@@ -197,6 +202,22 @@ def _cohort(cohort: Path | None, model: str | None) -> Path:
     return shipped
 
 
+def _trained_on(model: str | None) -> list[str]:
+    """Speakers, as `corpus/speaker`, of the model's training: those of the cohort that came with it."""
+    import numpy as np
+
+    from engine import checkpoint
+    from speaker.model import DEFAULT
+
+    if model is None and DEFAULT not in checkpoint.shipped():
+        return []
+    shipped = checkpoint.find(model or DEFAULT) / "cohort.npz"
+    if not shipped.is_file():
+        return []
+    with np.load(shipped, allow_pickle=False) as parts:
+        return [name.removesuffix("/mean") for name in parts["names"].tolist()]
+
+
 def _embedded(
     trials: Trials, models: dict[str, list[str]], root: Path | None, embeddings: Path | None,
     encoder: SpeakerEncoder | None, seconds: float | None,
@@ -227,7 +248,14 @@ def _scores(paths: list[Path]) -> list[Any]:
     return [read(path) for path in paths]
 
 
-def _show(file: Any, prior: float, plots: Path | None, as_json: bool, found: Collection | None) -> None:
+def _show(
+    file: Any,
+    prior: float,
+    plots: Path | None,
+    as_json: bool,
+    found: Collection | None,
+    groups: dict[str, Any] | None = None,
+) -> None:
     import numpy as np
 
     from speaker import plots as pictures
@@ -237,7 +265,8 @@ def _show(file: Any, prior: float, plots: Path | None, as_json: bool, found: Col
     labels = np.array(file.trials.labels)
     who = ([speaker_of(name) for name in file.trials.enrol], [speaker_of(name) for name in file.trials.test])
     ratios = bool(file.facts.get("calibrated"))
-    result = report(file.scores, labels, who, prior=prior, are_ratios=ratios, seconds=file.quality.get("seconds"))
+    result = report(file.scores, labels, who, prior=prior, are_ratios=ratios, seconds=file.quality.get("seconds"),
+                    groups=groups)  # fmt: skip
     print(json.dumps({**file.facts, **result}) if as_json else as_text(result))
     if plots is not None:
         vectors, names = (None, None) if found is None else (found.vectors, [speaker_of(n) for n in found.names])

@@ -3,16 +3,19 @@
 Read are, told apart by what a line looks like:
     1 enrol.wav test.wav            VoxCeleb, 1 target, 0 not
     enrol test target|nontarget     Kaldi; also `enrol test 1|0` of 3D-Speaker
-A NIST list (`modelid segmentid side` with a heading, keys apart) has no labels: convert it with its key first.
+    modelid segmentid side targettype   NIST's keys of SRE 2016 to 2024, with their heading, tabs or spaces
+NIST's list without `targettype` has no labels; its key holds the same trials with them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import ScoreError
 
+NIST = ["modelid", "segmentid", "side", "targettype"]
 WORDS = {"target": True, "nontarget": False, "tgt": True, "imp": False, "1": True, "0": False}
 
 
@@ -38,6 +41,8 @@ def read_trials(path: str | Path) -> Trials:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ScoreError(f"{path}: no trial list can be read from it ({error})") from error
+    if lines and lines[0].split()[:2] == NIST[:2]:
+        return _nist(path, lines)
     trials = Trials([], [], [])
     label_first: bool | None = None
     for number, line in enumerate(lines, 1):
@@ -59,9 +64,39 @@ def read_trials(path: str | Path) -> Trials:
     return trials
 
 
-def audit(trials: Trials) -> list[str]:
-    """What is odd about a list, in sentences: trials that stand twice, against themselves, or with both labels."""
+def _nist(path: str | Path, lines: list[str]) -> Trials:
+    columns = lines[0].split()
+    if "targettype" not in columns:
+        raise ScoreError(f"{path}: a NIST list without targettype has no labels; give the key, which has both")
+    trials = Trials([], [], [])
+    for number, line in enumerate(lines[1:], 2):
+        fields = line.split()
+        if not fields:
+            continue
+        row = dict(zip(columns, fields, strict=False))
+        if len(fields) != len(columns) or row["targettype"] not in WORDS:
+            raise ScoreError(f"{path}, line {number}: expected {', '.join(columns)}, got {line!r}")
+        if row.get("side", "a") not in ("a", "-"):
+            raise ScoreError(
+                f"{path}, line {number}: side {row['side']} of a recording with two channels; split such recordings "
+                "into a file for each side, and name that in the list"
+            )
+        trials.labels.append(WORDS[row["targettype"]])
+        trials.enrol.append(row["modelid"])
+        trials.test.append(row["segmentid"])
+    if not len(trials):
+        raise ScoreError(f"{path} holds no trials")
+    return trials
+
+
+def audit(trials: Trials, trained_on: Collection[str] = ()) -> list[str]:
+    """What is odd about a list, in sentences: trials that stand twice, against themselves, or with both labels, and
+    speakers that the model was `trained_on` (as `corpus/speaker`, the last two folders of a recording)."""
     found = []
+    known = {"/".join(Path(name).parts[-3:-1]) for name in trials.recordings()} & set(trained_on)
+    if known:
+        found.append(f"the model was trained on {len(known)} of the speakers, such as {min(known)}: its error rates "
+                     "on this list say nothing about other speakers")  # fmt: skip
     pairs = [tuple(sorted(pair)) for pair in zip(trials.enrol, trials.test, strict=True)]
     alone = sum(first == second for first, second in pairs)
     labels: dict[tuple[str, ...], set[bool]] = {}

@@ -8,6 +8,7 @@ import safetensors.numpy
 
 from engine.errors import ScoreError
 from speaker import plda, scoring
+from speaker.collections import read_spk2utt
 from speaker.trials import Trials, audit, read_trials
 
 
@@ -154,3 +155,33 @@ def test_lists_of_both_kinds_and_what_is_odd_about_one(tmp_path):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(ScoreError, match=match):
             read_trials(tmp_path / "bad.txt")
+
+
+def test_nist_keys(tmp_path):
+    path = tmp_path / "key.tsv"
+    path.write_text("modelid\tsegmentid\tside\ttargettype\nm1\ts1.sph\ta\ttarget\nm1\ts2.sph\ta\tnontarget\n")
+    assert read_trials(path) == Trials(["m1", "m1"], ["s1.sph", "s2.sph"], [True, False])
+    for text, message in {
+        "modelid segmentid side\nm1 s1 a\n": "without targettype",
+        "modelid segmentid side targettype\nm1 s1 b target\n": "line 2: side b",
+        "modelid segmentid side targettype\nm1 s1 a maybe\n": "line 2: expected modelid",
+        "modelid segmentid side targettype\n": "holds no trials",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ScoreError, match=message):
+            read_trials(path)
+
+
+def test_nist_enrolment(tmp_path):
+    path = tmp_path / "enrollment.tsv"
+    path.write_text("modelid\tsegmentid\tside\nm1\ts1.sph\ta\nm2\ts2.sph\ta\nm1\ts3.sph\ta\n")
+    assert read_spk2utt(path) == {"m1": ["s1.sph", "s3.sph"], "m2": ["s2.sph"]}
+    path.write_text("modelid segmentid side\nm1 s1.sph b\n")
+    with pytest.raises(ScoreError, match="line 2: expected modelid, segmentid and side a"):
+        read_spk2utt(path)
+
+
+def test_audit_knows_what_the_model_was_trained_on():
+    trials = Trials(["x/vctk/p1/a.wav"], ["x/vctk/p2/b.wav"], [False])
+    (sentence,) = audit(trials, ["vctk/p2", "other/p1"])
+    assert "trained on 1 of the speakers, such as vctk/p2" in sentence

@@ -189,3 +189,17 @@ def test_verify_with_a_calibration(run, folder):
     speaker.save(folder / "ours", SpeakerEncoder(encoder.config).eval(), "# other")
     with pytest.raises(Exception, match="the calibration was made for"):
         run("verify", "in/s5/0.wav", "in/s5/1.wav", "--model", "./ours")
+
+
+def test_tables_by_what_is_known_of_the_recordings(run, folder):
+    names = sorted({name for line in (folder / "trials.txt").read_text().splitlines() for name in line.split()[1:]})
+    rows = [f"{name},{'f' if name < 's2' else 'm'},{10 + 3 * k % 7},{name}" for k, name in enumerate(names)]
+    (folder / "about.csv").write_text("\n".join(["path,gender,snr,title", *rows]) + "\n")
+    given = ["--trials", "trials.txt", "--root", "in", "--model", "./mine"]
+    found = json.loads(run("score", *given, "--out", "by.txt", "--by", "about.csv", "--json").stdout)
+    assert set(found["by"]) == {"gender", "snr"}
+    for table in found["by"].values():
+        assert all(row["targets"] >= 30 <= row["nontargets"] for row in table)
+    (folder / "part.csv").write_text("\n".join(["path,gender", *rows[1:]]) + "\n")
+    with pytest.raises(Exception, match=f"does not have 1 of the recordings, the first is {names[0]}"):
+        run("score", *given, "--out", "x.txt", "--by", "part.csv")

@@ -1,0 +1,50 @@
+"""speaker/groups.py: a group for every trial, and tables that say so."""
+
+import numpy as np
+import pytest
+
+from engine.errors import ScoreError
+from speaker.groups import read_groups
+from speaker.report import as_text, report
+from speaker.trials import Trials
+
+
+def written(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    return tmp_path / "t.csv"
+
+
+def test_words_and_numbers(tmp_path):
+    trials = Trials(["a", "a", "b", "c"], ["b", "c", "d", "d"], [True, False, True, False])
+    table = "path,gender,snr,speaker,room\na,f,5,x,1\nb,f,10,x,1\nc,m,20,y,1\nd,m,30,y,1\n"
+    groups = read_groups(written(tmp_path, table), trials)
+    assert groups["gender"] == ["f", "different", "different", "m"]
+    assert set(groups) == {"gender", "snr"}, "a column with one value, and names, are no groups"
+    # lesser sides 5, 5, 10, 20
+    assert groups["snr"] == ["5 to 10", "5 to 10", "10 to 20", "10 to 20"]
+
+
+def test_what_is_no_table(tmp_path):
+    trials = Trials(["a"], ["b"], [True])
+    with pytest.raises(ScoreError, match="column path"):
+        read_groups(written(tmp_path, "name,gender\na,f\n"), trials)
+    with pytest.raises(ScoreError, match="does not have 1 of the recordings, the first is b"):
+        read_groups(written(tmp_path, "path,gender\na,f\n"), trials)
+    with pytest.raises(ScoreError, match="no column that groups"):
+        read_groups(written(tmp_path, "path,title\na,f\nb,f\n"), trials)
+    with pytest.raises(ScoreError, match="no table"):
+        read_groups(tmp_path / "nothing.csv", trials)
+
+
+def test_a_table_for_every_group_that_is_large_enough():
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 2 == 0
+    groups = ["m"] * 200 + ["f"] * 150 + ["different"] * 50
+    scores = rng.normal(np.where(labels, 2.0, 0.0))
+    scores[200:] += np.where(labels[200:], 3.0, 0.0)  # the second group is easier
+    sides = ([f"s{i % 20}" for i in range(400)], [f"s{i % 20 if label else 99}" for i, label in enumerate(labels)])
+    found = report(scores, labels, sides, groups={"gender": groups}, num=20)
+    rows = {row["group"]: row for row in found["by"]["gender"]}
+    assert set(rows) == {"m", "f"} and rows["f"]["eer"] < 5 < rows["m"]["eer"]
+    assert (rows["f"]["targets"], rows["f"]["nontargets"]) == (75, 75)
+    assert "by gender" in as_text(found) and "(75 + 75 trials)" in as_text(found)
