@@ -73,7 +73,8 @@ def converse(
     cursor, previous, both, spoken = 0.3, "", 0.0, 0.0
     order = list(chosen)  # everybody speaks
     while cursor < seconds or order:
-        name = order.pop(0) if order else str(rng.choice([each for each in chosen if each != previous]))
+        others = [each for each in chosen if each != previous] or list(chosen)
+        name = order.pop(0) if order else str(rng.choice(others))
         piece = voices[name][rng.integers(len(voices[name]))]
         inside = regions(speech_activity(piece, RATE), edge=0.0)
         if not inside:
