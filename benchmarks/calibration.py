@@ -25,8 +25,8 @@ from speaker.calibration import fit
 from speaker.collections import sides
 from speaker.metrics import Cost, act_dcf, cllr, eer, min_cllr, min_dcf, split
 from speaker.quality import assess
-from speaker.scoring import unit
-from speaker.trials import Trials, read_trials
+from speaker.scoring import Cosine, score
+from speaker.trials import read_trials
 from speaker.verify import calibration_of
 
 RATE = 16_000
@@ -78,7 +78,7 @@ def measure(lists: Sequence[Path], root: Path, noise: Sequence[str], model: str)
                 hard.append(encoder(torch.from_numpy(wav)[None])[0].double().numpy())
                 seconds.append(assess(wav, RATE).seconds)
         labels = np.array(trials.labels)
-        whole, cut = (cosines(trials, unit(np.array(vectors)), names) for vectors in (clean, hard))
+        whole, cut = (score(trials, names, np.array(vectors), Cosine()).values for vectors in (clean, hard))
         ratios = calibration.llr(cut[:, None], {"seconds": sides(trials, np.array(seconds), names)})
         fixed = fit(["clean"], whole[:, None], labels)
         parts.append((path.stem, labels, ratios, fixed.llr(cut[:, None], {})))
@@ -90,13 +90,6 @@ def measure(lists: Sequence[Path], root: Path, noise: Sequence[str], model: str)
             rows.append([name, method, *figures(values, labels)])
     heading = ["trials", "method", "EER %", *(f"actDCF / minDCF ({p:g})" for p in PRIORS), "Cllr", "Cllr - minCllr"]
     return report.table(heading, rows)
-
-
-def cosines(trials: Trials, vectors: np.ndarray, names: list[str]) -> np.ndarray:
-    """(n,) of unit vectors."""
-    rows = {name: row for row, name in enumerate(names)}
-    first, second = ([rows[name] for name in side] for side in (trials.enrol, trials.test))
-    return np.asarray(np.einsum("nd,nd->n", vectors[first], vectors[second]))
 
 
 def figures(ratios: np.ndarray, labels: np.ndarray) -> list[str]:

@@ -12,7 +12,6 @@ from engine.features import kaldi_fbank
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
 from speaker.calibration import fit
 from speaker.model import SpeakerConfig, SpeakerEncoder
-from speaker.trials import Trials
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +63,6 @@ def test_calibration_needs_one_and_tells_how_true_it_is(folder):
     assert calibration.figures(ratios, np.array([1, 1, 0, 0]))[0] == "0.00"
 
 
-def test_cosines_go_with_the_trials():
-    vectors = np.eye(3)
-    trials = Trials(["a", "b", "c"], ["a", "c", "c"], [True, False, True])
-    assert calibration.cosines(trials, vectors, ["a", "b", "c"]).tolist() == [1, 0, 1]
-
-
 def test_live_speakers_are_measured(folder):
     """The same voices as streams: near to the file, and known in time."""
     rows = [f"s{number}/{take}.wav,test,hum,s{number},1.5" for number in range(6) for take in range(3)]
@@ -98,3 +91,11 @@ def test_bounds_and_times_of_the_sequential_test():
     assert bound > 3 and bound == pytest.approx(3)
     assert [live_speaker.first_time(*each, bound) for each in right] == [1.0, 0.8]
     assert live_speaker.first_time(ratios[0, 1], speech[0], bound) == np.inf
+
+
+def test_encoders_together_are_the_mean_of_their_scores(folder):
+    encoder = verification.ours(str(folder / "mine"))
+    both = {"a": encoder, "b": lambda wav: encoder(wav[::-1].copy())}
+    text = verification.measure([folder / "list.txt"], folder, both, [0], ["a", "b"])
+    rows = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| list")]
+    assert rows == ["a", "b", "a & b", "a - b", "a - a & b"]
