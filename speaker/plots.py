@@ -21,7 +21,7 @@ def save_all(
     are_ratios: bool, vectors: Floats | None = None, speakers: list[str] | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write det.png, scores.png, with log-likelihood ratios calibration.png, with embeddings map.png."""
-    plt = pyplot()
+    plt = _pyplot()
     folder.mkdir(parents=True, exist_ok=True)
     pages = {"det": lambda ax: det(ax, scores, labels, sides), "scores": lambda ax: histogram(ax, scores, labels)}
     if are_ratios:
@@ -91,7 +91,7 @@ def embedding_map(ax: Any, vectors: Floats, speakers: list[str], most: int = 20)
     means = np.stack([points[rows == row].mean(0) for row in np.unique(rows)])
     axes = np.linalg.svd(means - means.mean(0), full_matrices=False)[2][:2]
     flat = (points - means.mean(0)) @ axes.T
-    colours = pyplot().get_cmap("tab20")
+    colours = _pyplot().get_cmap("tab20")
     for number, row in enumerate(np.unique(rows)):
         ax.scatter(*flat[rows == row].T, s=10, color=colours(number % 20), label=str(names[row]))
     ax.set(xlabel="first direction between speakers", ylabel="second", title="Embeddings by speaker")
@@ -105,7 +105,7 @@ def probit(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(ndtri(np.clip(p, 1e-5, 1 - 1e-5)))
 
 
-def pyplot() -> Any:
+def _pyplot() -> Any:
     try:
         import matplotlib
 
