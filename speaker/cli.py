@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from engine.errors import SpeechError
+from speaker.diarize_cli import diarize
 from speaker.scoring_cli import calibrate, fuse, plda, score
 from speaker.stream_cli import stream
 
@@ -174,7 +175,7 @@ for _name, _help in PLANNED.items():
     app.command(_name, help=f"{_help} (not built yet)", context_settings=_ANY)(_not_built)
 
 
-for _command in (stream, score, calibrate, fuse, plda):
+for _command in (stream, diarize, score, calibrate, fuse, plda):
     app.command()(_command)
 
 

@@ -1,0 +1,188 @@
+"""Embeddings of windows -> speakers: agglomerative clustering by calibrated scores, or spectral clustering.
+
+Agglomerative: average linkage on log-likelihood ratios, which stops where the average pair of windows of two clusters
+is more probably of two speakers. Spectral: the eigengap of a pruned affinity matrix tells the number of speakers, and
+how much is pruned (Park et al. 2020, "Auto-tuning spectral clustering"); k-means on the eigenvectors.
+
+Both take n^2 of memory and more of time, so more than LIMIT windows are condensed first: pieces of the recording are
+clustered finely, and the means of these clusters are what is clustered. For cosines that is average linkage still, for
+the mean cosine of two sets of unit vectors is the product of their means.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import ConfigError, SpeechError
+from speaker.calibration import Calibration
+from speaker.scoring import Floats, unit
+
+__all__ = ["METHODS", "Method", "ahc", "assign", "condense", "ratios", "spectral"]
+
+Method = Literal["ahc", "spectral"]
+METHODS = ("ahc", "spectral")
+Labels = NDArray[np.int64]
+LIMIT = {"ahc": 4_000, "spectral": 1_200}  # items that are clustered at once
+MOST_SPEAKERS = 15  # that spectral clustering finds by itself
+
+
+def ratios(directions: Floats, seconds: Floats, calibration: Calibration | None) -> Floats:
+    """Unit vectors or means of such (n, D), (n,) seconds of speech -> (n, n) log-likelihood ratios of one speaker.
+
+    Cosines where there is no calibration.
+    """
+    cosines = directions @ directions.T
+    if calibration is None:
+        return cosines
+    rows = []
+    for row, own in zip(cosines, seconds, strict=True):
+        sides = {"seconds": np.stack([np.full(len(seconds), own), seconds], axis=1)}
+        rows.append(calibration.llr(row[:, None], sides))
+    return np.stack(rows)
+
+
+def ahc(scores: Floats, threshold: float, num_speakers: int | None = None) -> Labels:
+    """(n, n) scores -> (n,) labels: average linkage until no two clusters score above the threshold, or so many."""
+    hierarchy, distance = _scipy("scipy.cluster.hierarchy"), _scipy("scipy.spatial.distance")
+    if len(scores) == 1:
+        return np.zeros(1, dtype=np.int64)
+    top = float(scores.max())
+    away = top - (scores + scores.T) / 2
+    np.fill_diagonal(away, 0)
+    tree = hierarchy.linkage(distance.squareform(away, checks=False), "average")
+    if num_speakers is not None:
+        found = hierarchy.fcluster(tree, num_speakers, "maxclust")
+    else:
+        found = hierarchy.fcluster(tree, top - threshold, "distance")
+    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+
+
+def spectral(vectors: Floats, num_speakers: int | None = None, seed: int = 0) -> Labels:
+    """(n, D) -> (n,) labels by the eigenvectors of the Laplacian of a pruned affinity."""
+    directions = unit(vectors)
+    num = len(directions)
+    if num <= 2 or num_speakers == 1:
+        return np.zeros(num, dtype=np.int64) if num_speakers != num else np.arange(num)
+    affinity = directions @ directions.T
+    # Each item keeps its nearest few only; how few is chosen by how clear the gap becomes for so much pruning.
+    best = (np.inf, np.zeros((0, 0)), 1)
+    for kept in _neighbours(num):
+        values, parts = _laplacian(affinity, kept, most := min(MOST_SPEAKERS, num - 1))
+        gaps = np.diff(values[: most + 1])
+        count = int(gaps.argmax()) + 1
+        rate = (kept / num) / (float(gaps.max()) / max(float(values[-1]), 1e-9) + 1e-9)
+        if rate < best[0]:
+            best = (rate, parts, count)
+    count = num_speakers or best[2]
+    if count == 1:
+        return np.zeros(num, dtype=np.int64)
+    points = best[1][:, :count]
+    if points.shape[1] < count:  # more speakers are wanted than eigenvectors were computed
+        points = _laplacian(affinity, max(2, num // 10), count)[1][:, :count]
+    return _kmeans(points, count, seed)
+
+
+def _neighbours(num: int) -> list[int]:
+    """Numbers of neighbours to try."""
+    most = max(3, num // 4)
+    return sorted({int(k) for k in np.geomspace(min(3, most), most, 8)})
+
+
+def _laplacian(affinity: Floats, kept: int, count: int) -> tuple[Floats, Floats]:
+    """The `count` + 1 least eigenvalues and their vectors (n, count + 1), after pruning to `kept` a row."""
+    linalg = _scipy("scipy.linalg")
+    num = len(affinity)
+    nearest = np.argpartition(affinity, num - kept, axis=1)[:, num - kept :]
+    graph = np.zeros_like(affinity)
+    np.put_along_axis(graph, nearest, 1.0, axis=1)
+    graph = (graph + graph.T) / 2
+    np.fill_diagonal(graph, 0)
+    laplacian = np.diag(graph.sum(1)) - graph
+    return linalg.eigh(laplacian, subset_by_index=(0, min(count, num - 1)))
+
+
+def _kmeans(points: Floats, count: int, seed: int) -> Labels:
+    """The best of several starts; fewer than `count` labels only where points coincide."""
+    vq = _scipy("scipy.cluster.vq")
+    best, labels = np.inf, np.zeros(len(points), dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    for _ in range(5):
+        # Starts are points far from each other (k-means++), so no cluster begins empty unless points coincide.
+        centres = points[[rng.integers(len(points))]]
+        while len(centres) < count:
+            away = np.square(points[:, None] - centres).sum(2).min(1)
+            share = away / away.sum() if away.sum() > 0 else np.full(len(points), 1 / len(points))
+            centres = np.concatenate([centres, points[[rng.choice(len(points), p=share)]]])
+        for _ in range(30):
+            found = vq.vq(points, centres)[0]
+            sizes = np.bincount(found, minlength=count)
+            sums = np.zeros_like(centres)
+            np.add.at(sums, found, points)
+            moved = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centres)
+            if np.allclose(moved, centres):
+                break
+            centres = moved
+        cost = float(np.square(points - centres[found]).sum())
+        if cost < best:
+            best, labels = cost, found.astype(np.int64)
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def condense(vectors: Floats, limit: int) -> Labels:
+    """(n, D) in order of time -> (n,) labels of at most about `limit` fine clusters, each inside a piece in time."""
+    num = len(vectors)
+    if num <= limit:
+        return np.arange(num)
+    pieces = np.array_split(np.arange(num), -(-num // limit))
+    labels, used = np.zeros(num, dtype=np.int64), 0
+    for piece in pieces:
+        directions = unit(vectors[piece])
+        labels[piece] = ahc(directions @ directions.T, 0.0, max(1, limit // len(pieces))) + used
+        used = int(labels.max()) + 1
+    return labels
+
+
+def assign(
+    vectors: Floats, seconds: Floats, method: str, *, calibration: Calibration | None, threshold: float,
+    num_speakers: int | None, min_seconds: float = 0.0,
+) -> Labels:  # fmt: skip
+    """Embeddings (n, D) of windows in order of time, with (n,) seconds of speech -> (n,) speakers from 0.
+
+    `threshold` stops the agglomerative method. Clusters of less than `min_seconds` in all join the nearest others.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"no clustering {method!r}; there are {' and '.join(METHODS)}")
+    fine = condense(vectors, LIMIT[method])
+    directions = unit(vectors)
+    means, sizes = np.zeros((fine.max() + 1, vectors.shape[1])), np.bincount(fine)
+    np.add.at(means, fine, directions)
+    means /= sizes[:, None]
+    if method == "spectral":
+        labels = spectral(means, num_speakers)[fine]
+    else:
+        lengths = np.bincount(fine, seconds) / sizes
+        labels = ahc(ratios(means, lengths, calibration), threshold, num_speakers)[fine]
+    return labels if num_speakers else _without_small(directions, seconds, labels, min_seconds)
+
+
+def _without_small(directions: Floats, seconds: Floats, labels: Labels, least: float) -> Labels:
+    """Give the windows of clusters that are too small to be a speaker to the nearest of the others."""
+    total = np.bincount(labels, seconds)
+    large = np.flatnonzero(total >= min(least, total.max()))
+    means = unit(np.stack([directions[labels == one].mean(0) for one in large]))
+    stray = ~np.isin(labels, large)
+    labels = labels.copy()
+    labels[stray] = large[(directions[stray] @ means.T).argmax(1)]
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def _scipy(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise SpeechError("diarization needs scipy; install it with `pip install 'voxcode[diarize]'`") from error

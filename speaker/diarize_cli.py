@@ -1,0 +1,107 @@
+"""The command diarize: who spoke when."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engine.errors import ScoreError, SpeechError
+
+if TYPE_CHECKING:
+    from speaker.diarize import Diarization
+
+
+def diarize(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A recording of any length.")],
+    num_speakers: Annotated[int | None, typer.Option(help="If known.", show_default="counted")] = None,
+    rttm: Annotated[Path | None, typer.Option(help="RTTM file to write.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the timeline to write, .png.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")] = False,
+    model: Annotated[str | None, typer.Option(help="Name or folder of an encoder.", show_default="ecapa")] = None,
+    vad: Annotated[str, typer.Option(help="Voice activity: energy or silero.")] = "energy",
+    cluster: Annotated[str, typer.Option(help="ahc or spectral.")] = "ahc",
+    threshold: Annotated[
+        float | None, typer.Option(help="ahc: two speakers below it. Log-likelihood ratio, or cosine if uncalibrated.")
+    ] = None,
+    resegment: Annotated[bool, typer.Option("--resegment", help="Refine by the Bayesian HMM of VBx.")] = False,
+    enrolled: Annotated[Path | None, typer.Option(help=".npz of `speaker embed`: name those who are in it.")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")] = "cpu",
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Half precision: twice as fast on newer CPUs.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")] = False,
+) -> None:
+    """Tell who spoke when: start, end (seconds) and speaker of each segment."""
+    for path in (rttm, plot):
+        if path is not None and path.exists() and not force:
+            raise SpeechError(f"{path} exists; --force overwrites it")
+    if plot is not None and plot.suffix != ".png":
+        raise SpeechError(f"{plot}: the name must end in .png")
+    if num_speakers is not None and num_speakers < 1:
+        raise ScoreError(f"--num-speakers {num_speakers}: there is at least 1")
+    options: dict[str, Any] = {"vad": vad, "cluster": cluster, "resegment": resegment, "bfloat16": bfloat16}
+    if threshold is not None:
+        options |= {"threshold": threshold, "cosine_threshold": threshold}
+    found = _found(source, model, device, options, num_speakers, None if enrolled is None else _enrolled(enrolled))
+    if rttm is not None:
+        found.write_rttm(rttm)
+    if plot is not None:
+        from speaker.timeline import save
+
+        save(plot, found)
+    for path in (rttm, plot):
+        if path is not None:
+            print(path, file=sys.stderr)
+    if as_json:
+        print(json.dumps(as_dict(found)))
+    elif rttm is None:
+        print(as_text(found))
+
+
+def as_text(found: Diarization) -> str:
+    """A table for people."""
+    lines = ["   start      end  speaker"]
+    lines += [f"{s.start:8.2f} {s.end:8.2f}  {s.speaker}" for s in found.segments]
+    return "\n".join(lines)
+
+
+def as_dict(found: Diarization) -> dict[str, Any]:
+    """For JSON."""
+    segments = [{"start": round(s.start, 3), "end": round(s.end, 3), "speaker": s.speaker} for s in found.segments]
+    return {"name": found.name, "duration": found.duration, "speakers": found.speakers, "segments": segments,
+            "log_likelihood_ratios": found.ratios}  # fmt: skip
+
+
+def _found(
+    source: Path, model: str | None, device: str, options: dict[str, Any], num_speakers: int | None,
+    enrolled: dict[str, Any] | None,
+) -> Diarization:  # fmt: skip
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from engine import checkpoint
+    from speaker.diarize import DiarizationConfig, back_end
+    from speaker.diarize import diarize as run
+    from speaker.model import default, load
+
+    config = DiarizationConfig(**options)
+    folder = checkpoint.find(model or default())
+    encoder = load(folder, device)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        return run(
+            encoder, source, num_speakers, config=config, models=back_end(encoder, folder), enrolled=enrolled,
+            progress=lambda share: bar.update(task, completed=share),
+        )  # fmt: skip
+
+
+def _enrolled(path: Path) -> dict[str, Any]:
+    """Mean embeddings by speaker: recordings in one folder are of one speaker, others are named as their files."""
+    from speaker import collections
+
+    found = collections.read(path)
+    names = [Path(name).parent.name or Path(name).stem for name in found.names]
+    return dict(zip(*collections.speaker_means(found.vectors, names), strict=True))

@@ -1,0 +1,50 @@
+"""Known voices: which cluster of a recording is which enrolled speaker, one to one, and which is none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from engine.errors import ScoreError, SpeechError
+from speaker.calibration import Calibration
+from speaker.scoring import Floats, unit
+
+__all__ = ["match"]
+
+ENROLLED_SECONDS = 10.0  # of speech that an enrolled embedding is taken to rest on, where nothing is known of it
+
+
+def match(
+    means: Floats, seconds: Floats, enrolled: Mapping[str, Floats], calibration: Calibration | None,
+    threshold: float = 0.0,
+) -> dict[int, tuple[str, float]]:  # fmt: skip
+    """Clusters (K, D) with (K,) seconds of speech -> name and log-likelihood ratio of the rows that are known.
+
+    The assignment with the greatest sum of ratios (Hungarian method), in which pairs that are not above the threshold
+    stay unnamed. ScoreError without a calibration: a cosine is no evidence.
+    """
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ModuleNotFoundError as error:
+        raise SpeechError("naming speakers needs scipy; install it with `pip install 'voxcode[diarize]'`") from error
+    if calibration is None:
+        raise ScoreError("enrolled speakers are found by log-likelihood ratios and this model has no calibration")
+    names = list(enrolled)
+    known = np.stack([np.asarray(enrolled[name], dtype=np.float64) for name in names])
+    if known.shape[1] != means.shape[1]:
+        raise ScoreError(f"enrolled embeddings have {known.shape[1]} numbers, those of this model {means.shape[1]}; "
+                         "embed with the same model")  # fmt: skip
+    cosines = unit(means) @ unit(known).T
+    ratios = np.zeros_like(cosines)
+    for row, spoken in enumerate(seconds):
+        sides = {"seconds": np.tile([[spoken, ENROLLED_SECONDS]], (len(names), 1))}
+        ratios[row] = calibration.llr(cosines[row][:, None], sides)
+    # Below the threshold a pair is worth nothing: it must not keep two others apart.
+    worth = np.maximum(ratios - threshold, 0)
+    rows, columns = linear_sum_assignment(worth, maximize=True)
+    return {
+        int(row): (names[column], float(ratios[row, column]))
+        for row, column in zip(rows, columns, strict=True)
+        if worth[row, column] > 0
+    }
