@@ -105,32 +105,46 @@ def export(
 
 @app.command()
 def embed(
-    paths: Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER...")],
-    out: Annotated[Path, typer.Option("--out", help="File to write: names and embeddings, .npz.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER|LIST...", help="LIST: .csv, .tsv, Kaldi's .scp")],
+    out: Annotated[Path, typer.Option("--out", help="File to write: names and embeddings, .npz or .parquet.")],
     model: Model = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")] = "cpu",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Half precision: twice as fast on newer CPUs.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")] = False,
 ) -> None:
-    """Turn recordings into embeddings; one that cannot be read does not stop the rest and is listed at the end."""
+    """Turn recordings into embeddings; one that cannot be read does not stop the rest and is listed at the end.
+
+    Interrupted, it keeps what is done beside the output and continues there when the same command is given again.
+    """
+    from speaker.embedding_files import check_format
+
+    check_format(out)
+    if out.exists() and not force:
+        raise SpeechError(f"{out} exists; --force overwrites it")
+    if not out.parent.is_dir():
+        raise SpeechError(f"{out.parent}: no such folder to write {out.name} to")
+
     from rich.console import Console
     from rich.progress import Progress
 
-    from speaker.embed import embed_files, find_recordings
     from speaker.model import default, load
+    from speaker.recordings import list_recordings
+    from speaker.resumable import embed_resumably, partial_path
 
-    if out.suffix != ".npz":
-        raise SpeechError(f"{out}: the name must end in .npz")
-    recordings = find_recordings(paths)
+    recordings = list_recordings(paths)
     encoder = load(model or default(), device)
+    if partial_path(out).exists():
+        print(f"speaker: continuing {partial_path(out)}", file=sys.stderr)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=len(recordings))
-        result = embed_files(encoder, recordings, lambda done: bar.update(task, completed=done), bfloat16=bfloat16)
-    result.save(out)
-    print(f"{out}: {len(result.names)} embeddings of {encoder.embedding_dim} numbers")
-    for name, reason in result.failed.items():
+        found, failed = embed_resumably(
+            encoder, recordings, out, force, bfloat16, lambda done: bar.update(task, completed=done)
+        )
+    print(f"{out}: {len(found.names)} embeddings of {encoder.embedding_dim} numbers")
+    for name, reason in failed.items():
         print(f"speaker: {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
-    if result.failed:
+    if failed:
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Embeddings from wherever they are: recordings below a folder, .npz of `speaker embed`, Kaldi archives."""
+"""Embeddings from wherever they are: recordings below a folder, files of `speaker embed`, Kaldi archives."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ScoreError
-from speaker.embed import embed_files, find_recordings
+from speaker.embed import embed_files
+from speaker.embedding_files import read as read_embeddings
 from speaker.model import SpeakerEncoder
+from speaker.recordings import find_recordings
 from speaker.scoring import Floats, unit
 from speaker.trials import Trials
 
@@ -54,19 +56,14 @@ def of_recordings(
 
 
 def read(path: Path, model: str = "unknown") -> Collection:
-    """Read an .npz of `speaker embed`, or with kaldiio installed an .ark or .scp of Kaldi."""
+    """Read an .npz or .parquet of `speaker embed`, or with kaldiio installed an .ark or .scp of Kaldi."""
     if path.suffix in (".ark", ".scp"):
         names, vectors = _kaldi(path)
         collection = Collection(names, vectors, np.full(len(names), np.nan), model)
     else:
-        try:
-            with np.load(path, allow_pickle=False) as parts:
-                vectors = parts["embeddings"].astype(np.float64)
-                seconds = parts["seconds"] if "seconds" in parts else np.full(len(vectors), np.nan)
-                model = str(parts["model"]) if "model" in parts else model
-                collection = Collection(parts["names"].tolist(), vectors, seconds, model)
-        except (OSError, ValueError, KeyError) as error:
-            raise ScoreError(f"{path} holds no embeddings ({error}); `speaker embed` writes them as .npz") from error
+        stored = read_embeddings(path)
+        vectors = stored.vectors.astype(np.float64)
+        collection = Collection(stored.names, vectors, stored.seconds, stored.model or model)
     if not len(collection.names) or collection.vectors.shape != (len(collection.names), collection.vectors.shape[-1]):
         raise ScoreError(f"{path}: {len(collection.names)} names for embeddings {collection.vectors.shape}")
     collection.check()
@@ -83,10 +80,12 @@ def _kaldi(path: Path) -> tuple[list[str], Floats]:
 
 
 def cohort(source: Path, encoder: SpeakerEncoder | None, like: Collection) -> Floats:
-    """(C, D): a mean for each speaker of an .npz or of a folder of speakers; ScoreError if another model made it."""
+    """(C, D): a mean for each speaker of a file or a folder of speakers; ScoreError if another model made it."""
     if source.is_dir():
         if encoder is None:
-            raise ScoreError(f"{source} is a folder of recordings: name the --model that embeds them, or give an .npz")
+            raise ScoreError(
+                f"{source} is a folder of recordings: name the --model that embeds them, or give its embeddings"
+            )
         files = find_recordings([source])
         found = of_recordings(encoder, source, [path.relative_to(source).as_posix() for path in files])
     else:

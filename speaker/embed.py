@@ -17,9 +17,8 @@ from engine.errors import AudioError
 from speaker.model import SpeakerEncoder
 from speaker.quality import Quality, assess
 
-__all__ = ["Embeddings", "embed_files", "find_recordings"]
+__all__ = ["Embeddings", "embed_files"]
 
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
 BATCH_SECONDS = 24.0  # of audio in a batch, padding included; with more, activations leave the caches
 READ_AHEAD = 64  # recordings that are sorted by length before they are put into batches
 LONG_SECONDS = 120.0  # longer ones go through alone, in chunks
@@ -34,32 +33,6 @@ class Embeddings:
     failed: dict[str, str] = field(default_factory=dict)
     quality: list[Quality] = field(default_factory=list)  # of each embedded recording
     model: str = ""  # name and digest
-
-    def save(self, path: Path) -> None:
-        """Write `names` (n,), `embeddings` (n, D), `seconds` (n,) of speech and `model` as .npz."""
-        dimension = len(self.vectors[0]) if self.vectors else 0
-        with path.open("wb") as file:
-            np.savez(
-                file,
-                names=np.array(self.names, dtype=str),
-                embeddings=np.array(self.vectors).reshape(-1, dimension),
-                seconds=np.array([q.seconds for q in self.quality]),
-                model=np.array(self.model),
-            )
-
-
-def find_recordings(paths: Sequence[Path]) -> list[Path]:
-    """Files as given and, of folders, all recordings below them; AudioError if a folder has none."""
-    found: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not inside:
-            raise AudioError(f"no {', '.join(sorted(SUFFIXES))} file below {path}")
-        found += inside
-    return found
 
 
 @torch.inference_mode()

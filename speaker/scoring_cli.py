@@ -25,14 +25,16 @@ def score(
     trials: Annotated[Path, typer.Option(help="List of trials: `1 enrol test`, or `enrol test target`.")],
     out: Annotated[Path, typer.Option(help="File of scores to write.")],
     root: Annotated[Path | None, typer.Option(help="Folder that the list's recordings are named from.")] = None,
-    embeddings: Annotated[Path | None, typer.Option(help="Ready ones instead: .npz, or Kaldi's .ark, .scp.")] = None,
+    embeddings: Annotated[Path | None, typer.Option(help="Ready ones: .npz, .parquet, Kaldi's .ark, .scp.")] = None,
     model: Annotated[str | None, typer.Option(help="Name or folder of an encoder.", show_default="ecapa")] = None,
     enrol: Annotated[Path | None, typer.Option(help="spk2utt: models enrolled from several recordings.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Cut recordings to so much in their middle.")] = None,
     backend: Annotated[str, typer.Option(help="cosine or plda.")] = "cosine",
     plda: Annotated[Path | None, typer.Option(help="What `speaker plda` wrote, or a Kaldi file.")] = None,
     norm: Annotated[str, typer.Option(help="none, s (all of the cohort) or as (its --top nearest).")] = "none",
-    cohort: Annotated[Path | None, typer.Option(help="Folder of speakers or .npz.", show_default="the model's")] = None,
+    cohort: Annotated[
+        Path | None, typer.Option(help="Folder of speakers, .npz or .parquet.", show_default="the model's")
+    ] = None,
     top: Annotated[int, typer.Option(help="Cohort scores that --norm as takes.")] = 200,
     calibration: Annotated[Path | None, typer.Option(help="Turn scores into log-likelihood ratios.")] = None,
     prior: Prior = 0.01,
@@ -153,7 +155,9 @@ def fuse(
 
 
 def plda(
-    embeddings: Annotated[Path, typer.Argument(metavar="FILE", help=".npz or Kaldi archive, named speaker/...")],
+    embeddings: Annotated[
+        Path, typer.Argument(metavar="FILE", help=".npz, .parquet or Kaldi archive, named speaker/...")
+    ],
     out: Annotated[Path, typer.Option(help="File to write, .npz.")],
     dim: Annotated[int | None, typer.Option(help="Dimensions that LDA keeps.", show_default="all")] = None,
     adapt_to: Annotated[Path | None, typer.Option("--adapt", help="Embeddings of the new domain, unlabelled.")] = None,
@@ -198,7 +202,7 @@ def _cohort(cohort: Path | None, model: str | None) -> Path:
         return cohort
     shipped = checkpoint.find(model or default()) / "cohort.npz"
     if not shipped.is_file():
-        raise ScoreError(f"{shipped.parent} brings no cohort; give --cohort, a folder of speakers or an .npz")
+        raise ScoreError(f"{shipped.parent} brings no cohort; give --cohort, a folder of speakers or their embeddings")
     return shipped
 
 

@@ -26,6 +26,8 @@ LAZY = {
     "yaml",
     "transformers",
     "kaldiio",
+    "pyarrow",
+    "speechbrain",
 }
 # The one file that touches sound files and sample rates.
 AUDIO = "engine/audio.py"

@@ -53,6 +53,19 @@ def test_embed_lists_what_failed_and_keeps_the_rest(folder, root):
             np.testing.assert_allclose(vector, encoder(wav)[0].numpy(), atol=1e-4)
 
 
+def test_embed_takes_lists_and_refuses_to_overwrite_before_it_works(folder, root):
+    first = sorted((folder / "in").glob("*.wav"))[0].name
+    (folder / "list.csv").write_text(f"path,split\nin/{first},test\n")
+    run("embed", "list.csv", "--model", "mine", "--out", "listed.npz", cwd=folder, root=root)
+    with np.load(folder / "listed.npz") as stored:
+        assert stored["names"].tolist() == [f"in/{first}"]
+    told = run("embed", "in", "--model", "./none", "--out", "listed.npz", cwd=folder, root=root, status=2)[1]
+    assert "listed.npz exists; --force overwrites it" in told
+    told = run("embed", "in", "--model", "./none", "--out", "no/e.npz", cwd=folder, root=root, status=2)[1]
+    assert "no such folder to write e.npz to" in told
+    run("embed", "list.csv", "--model", "mine", "--out", "listed.npz", "--force", cwd=folder, root=root)
+
+
 def test_half_precision_points_the_same_way(folder):
     encoder, files = speaker.load(folder / "mine"), sorted((folder / "in").glob("*.wav"))
     whole, half = (np.array(embed_files(encoder, files, bfloat16=flag).vectors, dtype=float) for flag in (False, True))

@@ -1,0 +1,117 @@
+"""Embeddings as files: .npz of numpy, .parquet of Apache Arrow.
+
+Both hold, a row for each recording, its name, its embedding (D numbers, float32), the seconds of speech in it, and the
+model, `name@digest`: .npz as the arrays `names`, `embeddings`, `seconds` and `model`; .parquet as the columns `name`,
+`embedding` (a list of fixed size), `seconds` and `model`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import ScoreError
+from engine.files import replacing
+
+__all__ = ["FORMATS", "EmbeddingFile", "check_format", "read", "write"]
+
+FORMATS = (".npz", ".parquet")
+
+
+@dataclass
+class EmbeddingFile:
+    """Embeddings (n, D) by name, seconds of speech (n,) or NaN, and the model, "" where it is not known."""
+
+    names: list[str]
+    vectors: NDArray[np.float32]
+    seconds: NDArray[np.float64]
+    model: str
+
+
+def check_format(path: Path) -> None:
+    """ScoreError for a name that ends in none of the formats, or in one whose library is missing."""
+    if path.suffix not in FORMATS:
+        raise ScoreError(f"{path}: the name must end in {' or '.join(FORMATS)}")
+    if path.suffix == ".parquet":
+        _pyarrow(path)
+
+
+def write(path: Path, file: EmbeddingFile) -> None:
+    """Write in the format that the name says; the file appears whole or not at all."""
+    check_format(path)
+    with replacing(path) as partial:
+        if path.suffix == ".parquet":
+            _write_parquet(partial, file)
+            return
+        with partial.open("wb") as target:
+            np.savez(
+                target, names=np.array(file.names, dtype=str), embeddings=file.vectors, seconds=file.seconds,
+                model=np.array(file.model),
+            )  # fmt: skip
+
+
+def read(path: Path) -> EmbeddingFile:
+    """Read what `write` wrote; ScoreError for what holds no embeddings."""
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    try:
+        with path.open("rb") as source, np.load(source, allow_pickle=False) as parts:
+            vectors = parts["embeddings"].astype(np.float32)
+            seconds = parts["seconds"].astype(np.float64) if "seconds" in parts else np.full(len(vectors), np.nan)
+            return EmbeddingFile(
+                parts["names"].tolist(), vectors, seconds, str(parts["model"]) if "model" in parts else ""
+            )
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise ScoreError(f"{path} holds no embeddings ({error}); `speaker embed` writes them as .npz") from error
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ScoreError(f"{path}: .parquet needs pyarrow; install it with `pip install 'voxcode[parquet]'`") from error
+    return pyarrow
+
+
+def _write_parquet(path: Path, file: EmbeddingFile) -> None:
+    pyarrow = _pyarrow(path)
+    flat = pyarrow.array(np.ascontiguousarray(file.vectors, dtype=np.float32).reshape(-1))
+    columns = {
+        "name": pyarrow.array(file.names, pyarrow.string()),
+        "embedding": pyarrow.FixedSizeListArray.from_arrays(flat, max(1, file.vectors.shape[1])),
+        "seconds": pyarrow.array(file.seconds, pyarrow.float64()),
+        "model": pyarrow.array([file.model] * len(file.names), pyarrow.string()),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def _read_parquet(path: Path) -> EmbeddingFile:
+    pyarrow = _pyarrow(path)
+    try:
+        table = pyarrow.parquet.read_table(path, partitioning=None).combine_chunks()
+        missing = [name for name in ("name", "embedding") if name not in table.column_names]
+        if missing:
+            there = ", ".join(table.column_names)
+            raise ScoreError(f"{path} has no column {' and no '.join(missing)}, it has {there}; `speaker embed` writes "
+                             "name, embedding, seconds and model")  # fmt: skip
+        if table["name"].null_count or table["embedding"].null_count:
+            raise ScoreError(f"{path}: rows without a name or without an embedding")
+        names = table["name"].to_pylist()
+        lists = table["embedding"].to_pylist()
+        vectors = np.array(lists, dtype=np.float32)  # ValueError for ragged ones
+        vectors = vectors.reshape(len(names), -1 if names else 0)
+        seconds = np.full(len(names), np.nan)
+        if "seconds" in table.column_names:
+            seconds = table["seconds"].to_numpy().astype(np.float64)
+        models = set(table["model"].to_pylist()) if "model" in table.column_names else {""}
+    except (OSError, ValueError, TypeError, pyarrow.ArrowException) as error:
+        raise ScoreError(f"{path} holds no embeddings ({error})") from error
+    if len(models) > 1:
+        raise ScoreError(f"{path} holds embeddings of {len(models)} models, {', '.join(sorted(map(str, models)))}; "
+                         "those of different models are not comparable")  # fmt: skip
+    return EmbeddingFile(names, vectors, seconds, str(next(iter(models), "") or ""))
