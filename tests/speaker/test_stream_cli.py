@@ -11,14 +11,15 @@ import soundfile
 
 from engine import audio
 from speaker import stream_cli
-from speaker.embed import embed_files
 from speaker.model import load
+from speaker.recordings import list_recordings
+from speaker.resumable import embed_resumably
 
 
 @pytest.fixture(scope="module")
 def prints(tmp_path_factory, recordings):
     path = tmp_path_factory.mktemp("prints") / "prints.npz"
-    embed_files(load("ecapa"), recordings).save(path)
+    embed_resumably(load("ecapa"), list_recordings(recordings), path)
     return path
 
 
