@@ -26,6 +26,8 @@ LAZY = {
     "yaml",
     "transformers",
     "kaldiio",
+    "faiss",
+    "sqlcipher3",
 }
 # The one file that touches sound files and sample rates.
 AUDIO = "engine/audio.py"
