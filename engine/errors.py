@@ -27,3 +27,7 @@ class ConfigError(SpeechError, ValueError):
 
 class ScoreError(SpeechError):
     """Trials, scores or back ends do not fit each other, or give no figure."""
+
+
+class StoreError(SpeechError):
+    """A store of voiceprints is missing, damaged, full, in use, of another model, or lacks what was asked of it."""

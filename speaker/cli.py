@@ -17,6 +17,8 @@ import typer
 from engine.errors import SpeechError
 from speaker.diarize_cli import diarize
 from speaker.scoring_cli import calibrate, fuse, plda, score
+from speaker.store_cli import app as store_app
+from speaker.store_cli import enroll, identify
 from speaker.stream_cli import stream
 
 app = typer.Typer(
@@ -28,10 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-PLANNED = {
-    "enroll": "Add a speaker to a gallery.",
-    "identify": "Find a recording's speaker in a gallery.",
-}
 Model = Annotated[str | None, typer.Option(help="Name or folder of an encoder.", show_default="ecapa")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 
@@ -178,19 +176,9 @@ def verify(
         raise typer.Exit(1)
 
 
-def _not_built(context: typer.Context) -> None:
-    typer.echo(f"speaker: not built yet: `speaker {context.info_name}` comes with a later version", err=True)
-    raise typer.Exit(2)
-
-
-# Arguments are taken as they come, so that the answer is the honest one and not a complaint about an option.
-_ANY = {"ignore_unknown_options": True, "allow_extra_args": True}
-for _name, _help in PLANNED.items():
-    app.command(_name, help=f"{_help} (not built yet)", context_settings=_ANY)(_not_built)
-
-
-for _command in (stream, diarize, score, calibrate, fuse, plda):
+for _command in (enroll, identify, stream, diarize, score, calibrate, fuse, plda):
     app.command()(_command)
+app.add_typer(store_app)
 
 
 def main() -> None:

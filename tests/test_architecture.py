@@ -28,6 +28,8 @@ LAZY = {
     "kaldiio",
     "pyarrow",
     "speechbrain",
+    "faiss",
+    "sqlcipher3",
 }
 # The one file that touches sound files and sample rates.
 AUDIO = "engine/audio.py"
