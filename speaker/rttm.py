@@ -20,8 +20,8 @@ __all__ = ["Segment", "format_rttm", "read_rttm", "write_rttm"]
 
 # Of the other types of line that the format knows; they tell nothing of who speaks when.
 OTHER_TYPES = frozenset(
-    ("SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX", "NON-SPEECH", "FILLER", "EDIT", "IP", "SU", "CB", "A/P",
-     "SPKR-INFO")
+    ("SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX", "NON-SPEECH", "FILLER", "EDIT", "IP", "SU", "CB",
+     "A/P", "SPKR-INFO")
 )  # fmt: skip
 FIELDS = (9, 10)  # the last one, signal lookahead, came later
 
