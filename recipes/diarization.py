@@ -2,7 +2,7 @@
 
     python -m recipes.diarization checkpoints/ecapa --data MANIFEST
 
-Windows of training speakers, as long as those of diarization, embedded, LDA, two-covariance PLDA. Where conversations
+Windows of training speakers, a little longer than those of diarization, embedded, LDA, two-covariance PLDA. Where conversations
 are to be measured on the speakers that training has held out, those are left out here as well.
 """
 
@@ -23,10 +23,11 @@ from recipes.harness.data import Utterance, build_cache, is_validation
 from recipes.harness.recordings import UNLABELLED
 from recipes.recipe import SpeakerRecipe
 from speaker import plda
-from speaker.diarize import PLDA, DiarizationConfig
+from speaker.diarize import PLDA
 from speaker.model import SpeakerEncoder
 from speaker.scoring import Floats
 
+SECONDS = 2.0  # of a window
 MOST = 12  # windows of a speaker
 LEAST = 4
 BATCH = 12
@@ -62,7 +63,7 @@ def windows_of(
     encoder: SpeakerEncoder, samples: np.ndarray, utterances: list[Utterance], seed: int = 0
 ) -> tuple[Floats, np.ndarray]:
     """Embeddings (n, D) of windows cut from each speaker's recordings, and their speakers (n,)."""
-    size = round(DiarizationConfig().window * encoder.config.front_end.sample_rate)
+    size = round(SECONDS * encoder.config.front_end.sample_rate)
     starts: dict[str, list[int]] = {}
     for u in utterances:
         starts.setdefault(u.speaker, []).extend(range(u.start, u.start + u.num_samples - size + 1, size))
