@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overlap", nargs="+", type=float, default=[0.0, 0.1, 0.2])
     parser.add_argument("--num", type=int, default=4, help="conversations of each number of speakers and overlap")
     parser.add_argument("--seconds", type=float, default=90.0)
+    parser.add_argument("--least", type=float, default=12.0, help="seconds that a speaker must have")
     parser.add_argument("--noise", action="store_true", help="noise at 5 to 20 dB under every second conversation")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS), metavar="NAME")
     parser.add_argument("--write", nargs="+", type=Path, default=[], metavar="FILE")
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         encoder = speaker.load(options.model)
         models = back_end(encoder, Path(options.model) if Path(options.model).is_dir() else None)
-        voices = recordings(options.data, options.split, options.held_out)
+        voices = recordings(options.data, options.split, options.held_out, options.least)
         cells = [(k, o) for k in options.speakers for o in options.overlap for _ in range(options.num)]
         errors: dict[tuple[str, float], list[Parts]] = {}
         counted: dict[str, list[int]] = {}

@@ -2,8 +2,8 @@
 
     python -m recipes.diarization checkpoints/ecapa --data MANIFEST
 
-Windows of training speakers, a little longer than those of diarization, embedded, LDA, two-covariance PLDA. Where conversations
-are to be measured on the speakers that training has held out, those are left out here as well.
+Windows of training speakers, a little longer than those of diarization, embedded, LDA, two-covariance PLDA.
+Where conversations are to be measured on the speakers that training has held out, those are left out here as well.
 """
 
 from __future__ import annotations
