@@ -175,7 +175,7 @@ def assign(
         labels = spectral(means, num_speakers)[fine]
     else:
         lengths = np.bincount(fine, seconds) / sizes
-        totals = np.bincount(fine, seconds)
+        totals = np.bincount(fine, seconds).astype(np.float64)
         labels = ahc(ratios(means, lengths, calibration), threshold, num_speakers, totals, min_seconds)[fine]
         if num_speakers:  # as many as were told, the largest
             min_seconds = float(np.sort(np.bincount(labels, seconds))[-min(num_speakers, int(labels.max()) + 1)])
