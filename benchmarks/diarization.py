@@ -153,11 +153,13 @@ def activity_errors(made: Conversation, stretches: NDArray[np.float64]) -> Parts
 
 
 def rate(parts: Sequence[Parts], seed: int = 0) -> str:
-    """Pooled error in % with its 95 % interval over conversations."""
+    """Pooled error in % with its 95 % interval over conversations; of one conversation there is none."""
     all_, rng = np.stack(parts), np.random.default_rng(seed)
     drawn = all_[rng.integers(len(all_), size=(1000, len(all_)))].sum(1)
     low, high = np.percentile(100 * drawn[:, :3].sum(1) / drawn[:, 3], (2.5, 97.5))
     total = all_.sum(0)
+    if len(all_) == 1:
+        return f"{100 * total[:3].sum() / total[3]:.1f}"
     return f"{100 * total[:3].sum() / total[3]:.1f} [{low:.1f}, {high:.1f}]"
 
 
