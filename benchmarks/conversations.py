@@ -1,6 +1,6 @@
 """Conversations with known truth, mixed from recordings of single speakers; reproducible from a seed.
 
-Turns of 1 to 8 s are cut from the recordings, in each of which only what is speech counts: frames within 30 dB of the
+Turns of 2 to 10 s are made of the recordings, in each of which only what is speech counts: frames within 30 dB of the
 loud ones, pauses under 0.3 s filled. That rule is neither of the detectors', but is nearer to the one that goes by
 energy. Each speaker has a level of his own, +-5 dB.
 """
@@ -22,7 +22,7 @@ from speaker.activity import FRAME_RATE, segments
 from speaker.rttm import Segment
 
 RATE = 16_000
-TURN_SECONDS = (1.0, 8.0)
+TURN_SECONDS = (2.0, 10.0)
 LEVEL_DB = 5.0
 Wav = NDArray[np.float32]
 
@@ -83,7 +83,7 @@ def converse(
         turn, spans = pools[name].pop()
         length = len(turn) / RATE
         shared = min(2 * overlap * length, length / 2, (at - before) / 2) if rng.random() < 0.5 else 0.0
-        start = at - shared if shared else at + rng.exponential(0.4)
+        start = at - shared if shared else at + rng.exponential(0.5)
         begin = round(start * RATE)
         if begin + len(turn) > len(wav):
             break
@@ -97,18 +97,22 @@ def converse(
 def _turns(paths: Sequence[Path], rng: np.random.Generator) -> list[tuple[Wav, NDArray[np.float64]]]:
     """Pieces at one level, with the (S, 2) seconds of speech in each; not more than two minutes."""
     found, total = list[tuple[Wav, NDArray[np.float64]]](), 0.0
+    parts, wanted = list[Wav](), 0.0
     for index in rng.permutation(len(paths)):
         wav = audio.load(paths[index], RATE, mono=True)[0][0].numpy()
-        start = 0
+        spans, start = segments(spoken(wav), hangover=0.0), 0
+        wav = wav[round(spans[0, 0] * RATE) : round(spans[-1, 1] * RATE)] if len(spans) else wav[:0]
         while start < len(wav) and total < 120:
-            piece = wav[start : start + round(np.exp(rng.uniform(*np.log(TURN_SECONDS))) * RATE)]
-            start += len(piece)
-            spans = segments(spoken(piece), hangover=0.0)
-            if len(spans):
-                inside = piece[round(spans[0, 0] * RATE) : round(spans[-1, 1] * RATE)]
-                power = float(np.square(inside).mean())
-                found.append((inside * np.float32(0.05 / np.sqrt(power)), spans - spans[0, 0]))
-                total += len(inside) / RATE
+            wanted = wanted or float(np.exp(rng.uniform(*np.log(TURN_SECONDS)))) * RATE
+            part = wav[start : start + round(wanted - sum(map(len, parts)))]
+            parts.append(part * np.float32(0.05 / np.sqrt(np.square(part).mean() + 1e-9)))
+            start += len(part)
+            if sum(map(len, parts)) >= wanted - 1:
+                turn = np.concatenate(parts)
+                found.append((turn, segments(spoken(turn), hangover=0.0)))
+                parts, wanted, total = [], 0.0, total + len(turn) / RATE
+    if parts and sum(map(len, parts)) > RATE:
+        found.append((turn := np.concatenate(parts), segments(spoken(turn), hangover=0.0)))
     return found
 
 

@@ -69,7 +69,7 @@ def _duplicates(
     means = np.zeros((len(names), directions.shape[1]))
     np.add.at(means, owners, directions)
     means = unit_rows(means.astype(np.float32)).astype(np.float64)
-    spoken = np.bincount(owners, weights=seconds)
+    spoken = np.asarray(np.bincount(owners, weights=seconds), dtype=np.float64)
     found = []
     for start in range(0, len(names), ROWS):
         cosines = means[start : start + ROWS] @ means.T
@@ -77,7 +77,7 @@ def _duplicates(
         rows, columns = np.nonzero(np.triu(cosines, k=start + 1) > 0.2)
         if not len(rows):
             continue
-        sides = np.stack([spoken[rows + start], spoken[columns]], axis=1)
+        sides: Floats = np.stack([spoken[rows + start], spoken[columns]], axis=1).astype(np.float64)
         ratios = _ratios(cosines[rows, columns], sides, calibration)
         for row, column, ratio in zip(rows + start, columns, ratios, strict=True):
             if ratio > margin:

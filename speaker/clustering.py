@@ -26,6 +26,7 @@ Method = Literal["ahc", "spectral"]
 METHODS = ("ahc", "spectral")
 Labels = NDArray[np.int64]
 LIMIT = {"ahc": 4_000, "spectral": 1_200}  # items that are clustered at once
+MOST_ODD = 30  # clusters that are left aside where the number of speakers is told
 MOST_SPEAKERS = 15  # that spectral clustering finds by itself
 
 
@@ -44,8 +45,13 @@ def ratios(directions: Floats, seconds: Floats, calibration: Calibration | None)
     return np.stack(rows)
 
 
-def ahc(scores: Floats, threshold: float, num_speakers: int | None = None) -> Labels:
-    """(n, n) scores -> (n,) labels: average linkage until no two clusters score above the threshold, or so many."""
+def ahc(
+    scores: Floats, threshold: float, num_speakers: int | None = None, seconds: Floats | None = None, least: float = 0.0
+) -> Labels:
+    """(n, n) scores -> (n,) labels: average linkage until no two clusters score above the threshold, or so many.
+
+    With `seconds` (n,): until so many have the `least` of them, for the last clusters to join are often odd windows.
+    """
     hierarchy, distance = _scipy("scipy.cluster.hierarchy"), _scipy("scipy.spatial.distance")
     if len(scores) == 1:
         return np.zeros(1, dtype=np.int64)
@@ -55,6 +61,11 @@ def ahc(scores: Floats, threshold: float, num_speakers: int | None = None) -> La
     tree = hierarchy.linkage(distance.squareform(away, checks=False), "average")
     if num_speakers is not None:
         found = hierarchy.fcluster(tree, num_speakers, "maxclust")
+        for count in range(num_speakers, min(len(scores), num_speakers + MOST_ODD) if seconds is not None else 0):
+            finer = hierarchy.fcluster(tree, count, "maxclust")
+            if (np.bincount(finer, seconds) >= least).sum() == num_speakers:
+                found = finer
+                break
     else:
         found = hierarchy.fcluster(tree, top - threshold, "distance")
     return np.unique(found, return_inverse=True)[1].astype(np.int64)
@@ -164,14 +175,17 @@ def assign(
         labels = spectral(means, num_speakers)[fine]
     else:
         lengths = np.bincount(fine, seconds) / sizes
-        labels = ahc(ratios(means, lengths, calibration), threshold, num_speakers)[fine]
-    return labels if num_speakers else _without_small(directions, seconds, labels, min_seconds)
+        totals = np.bincount(fine, seconds).astype(np.float64)
+        labels = ahc(ratios(means, lengths, calibration), threshold, num_speakers, totals, min_seconds)[fine]
+        if num_speakers:  # as many as were told, the largest
+            min_seconds = float(np.sort(np.bincount(labels, seconds))[-min(num_speakers, int(labels.max()) + 1)])
+    return _without_small(directions, seconds, labels, 0.0 if method == "spectral" and num_speakers else min_seconds)
 
 
 def _without_small(directions: Floats, seconds: Floats, labels: Labels, least: float) -> Labels:
     """Give the windows of clusters that are too small to be a speaker to the nearest of the others."""
     total = np.bincount(labels, seconds)
-    large = np.flatnonzero(total >= min(least, total.max()))
+    large = np.flatnonzero(total >= min(least, total.max()) - 1e-9)
     means = unit(np.stack([directions[labels == one].mean(0) for one in large]))
     stray = ~np.isin(labels, large)
     labels = labels.copy()

@@ -50,12 +50,12 @@ class DiarizationConfig:
     vad: activity.Method = "energy"
     min_silence: float = 0.3  # seconds; shorter pauses are speech
     min_speech: float = 0.2
-    window: float = 2.0  # seconds
+    window: float = 1.5  # seconds
     hop: float = 0.5
     cluster: clustering.Method = "ahc"
     threshold: float = 0.0  # log-likelihood ratio at which two clusters are two speakers
     cosine_threshold: float | None = None  # the same for a model without calibration
-    min_speaker: float = 1.5  # seconds in windows; smaller clusters join others
+    min_speaker: float = 5.0  # seconds in windows, which overlap threefold; smaller clusters join others
     resegment: bool = False
     bfloat16: bool = False
 

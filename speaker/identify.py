@@ -92,7 +92,7 @@ class OpenSet:
         self.line = self._fit(source)
 
     def threshold(self, rate: float) -> float:
-        """The standardized score that, if all of the gallery are wrong, nobody reaches with a probability of 1 - rate."""
+        """The standardized score that somebody of the gallery reaches with probability `rate` if all are wrong."""
         if not 0 < rate < 1:
             raise ScoreError(f"the false positive rate lies between 0 and 1, got {rate}")
         single = -math.expm1(math.log1p(-rate) / len(self.gallery))

@@ -31,7 +31,13 @@ def save(path: Path, found: Diarization) -> None:
     totals = [sum(s.end - s.start for s in found.segments if s.speaker == name) for name in names]
     labels = [f"{name}  {_clock(total)}" for name, total in zip(names, totals, strict=True)]
     ax.set_yticks(range(len(names)), labels)
-    ax.set(xlim=(0, found.duration), ylim=(len(names) - 0.5, -0.5), xlabel="time", title=found.name)
+    ax.set(
+        xlim=(0, found.duration),
+        ylim=(len(names) - 0.5, -0.5),
+        xlabel="time",
+        ylabel="speaker, time spoken",
+        title=found.name,
+    )
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _clock(x)))
     ax.grid(axis="x", color="0.85")
     ax.set_axisbelow(True)

@@ -23,9 +23,9 @@ __all__ = ["VbxConfig", "forward_backward", "vbx"]
 class VbxConfig:
     """`fa` scales the evidence of windows, which overlap and so are not independent; `fb` the speakers' priors."""
 
-    fa: float = 0.3
-    fb: float = 17.0
-    loop_prob: float = 0.9  # that the next window is of the same speaker, whatever the speakers' priors
+    fa: float = 1.0
+    fb: float = 6.0
+    loop_prob: float = 0.5  # that the next window is of the same speaker, whatever the speakers' priors
     smoothing: float = 7.0  # of the labels that it starts from: the right speaker is e^7 times as probable
     iterations: int = 40
     tolerance: float = 1e-4  # of the evidence lower bound

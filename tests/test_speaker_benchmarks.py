@@ -5,13 +5,14 @@ import pytest
 import torch
 
 import speaker
-from benchmarks import calibration, live_speaker, verification
+from benchmarks import calibration, conversations, diarization, live_speaker, verification
 from engine import audio
 from engine.errors import SpeechError
 from engine.features import kaldi_fbank
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
 from speaker.calibration import fit
 from speaker.model import SpeakerConfig, SpeakerEncoder
+from speaker.rttm import Segment
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,38 @@ def test_encoders_together_are_the_mean_of_their_scores(folder):
     text = verification.measure([folder / "list.txt"], folder, both, [0], ["a", "b"])
     rows = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| list")]
     assert rows == ["a", "b", "a & b", "a - b", "a - a & b"]
+
+
+def test_conversations_are_reproducible_and_their_truth_is_heard(voices):
+    found = conversations.recordings(voices, "test", seconds=1)
+    made, again, noisy = (
+        conversations.converse(found, np.random.default_rng(3), 2, overlap, 10, snr)
+        for overlap, snr in ((0.0, None), (0.0, None), (0.2, 10.0))
+    )
+    assert made.truth == again.truth and (made.wav == again.wav).all() and len(noisy.truth)
+    assert {segment.speaker for segment in made.truth} == {"bundled/allison", "bundled/carlo"}
+    heard = diarization.truth_frames(made)
+    power = np.square(np.resize(made.wav, (len(heard), 160))).mean(1)
+    assert power[heard].mean() > 20 * power[~heard].mean()
+
+
+def test_error_parts_of_a_made_up_answer():
+    pytest.importorskip("pyannote.metrics", reason="pyannote.metrics is not installed")
+    truth = [Segment(0, 4, "a"), Segment(3, 6, "b")]
+    found = [Segment(0, 3, "x"), Segment(3, 5, "y"), Segment(7, 8, "y")]
+    # One second of overlap and 5 to 6 s are missed, 7 to 8 s is false, all else is right.
+    np.testing.assert_allclose(diarization.error_parts(truth, found, 10, 0.0), [2, 1, 0, 7], atol=1e-9)
+    assert diarization.error_parts(truth, found, 10, 0.25)[3] < 7
+
+
+def test_diarization_writes_its_table(voices, capsys):
+    pytest.importorskip("pyannote.metrics", reason="pyannote.metrics is not installed")
+    page = voices.parent / "page.md"
+    page.write_text("<!-- diarization -->\n<!-- /diarization -->\n")
+    arguments = ["--data", voices, "--speakers", 2, "--overlap", 0, "--num", 2, "--seconds", 8, "--least", 1]
+    arguments += ["--write", page]
+    names = ["energy, ahc", "energy, ahc, VBx", "energy, spectral", "true speech, ahc, number told"]
+    assert diarization.main([*map(str, arguments), "--systems", *names]) == 0
+    rows = [line for line in page.read_text().splitlines() if line.startswith(("| energy, ", "| true"))]
+    assert len(rows) == 4 and all(line.count("[") == 2 for line in rows)
+    assert "2 conversations" in page.read_text()

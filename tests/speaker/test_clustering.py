@@ -1,0 +1,69 @@
+"""Clustering beside obvious twins."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from engine.errors import ConfigError
+from speaker import clustering
+from speaker.scoring import unit
+
+pytest.importorskip("scipy", reason="the extra diarize is not installed")
+
+
+def voices(rng, num=4, each=12, dim=24, spread=0.35):
+    centres = unit(rng.normal(size=(num, dim)))
+    truth = rng.permutation(np.repeat(np.arange(num), each))
+    return unit(centres[truth] + spread / np.sqrt(dim) * rng.normal(size=(len(truth), dim))), truth
+
+
+def same(a, b):
+    return ((a[:, None] == a) == (b[:, None] == b)).all()
+
+
+def slow_average_linkage(scores, threshold):
+    groups = [[k] for k in range(len(scores))]
+    while len(groups) > 1:
+        pairs = list(itertools.combinations(range(len(groups)), 2))
+        means = [scores[np.ix_(groups[a], groups[b])].mean() for a, b in pairs]
+        if max(means) < threshold:
+            break
+        a, b = pairs[int(np.argmax(means))]
+        groups[a] += groups.pop(b)
+    labels = np.zeros(len(scores), dtype=int)
+    for number, group in enumerate(groups):
+        labels[group] = number
+    return labels
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.9])
+def test_agglomerative_clustering_equals_the_slow_one(threshold):
+    vectors = unit(np.random.default_rng(1).normal(size=(25, 5)))
+    scores = vectors @ vectors.T
+    found = clustering.ahc(scores, threshold)
+    assert same(found, slow_average_linkage(scores, threshold))
+
+
+@pytest.mark.parametrize("method", ["ahc", "spectral"])
+@pytest.mark.parametrize("limit", [10, 4000])
+def test_speakers_are_found_also_when_windows_are_condensed(monkeypatch, method, limit):
+    monkeypatch.setitem(clustering.LIMIT, method, 24 if limit == 10 else limit)
+    vectors, truth = voices(np.random.default_rng(0))
+    found = clustering.assign(vectors, np.full(len(truth), 2.0), method, calibration=None, threshold=0.5,
+                              num_speakers=None)  # fmt: skip
+    assert same(found, truth)
+    told = clustering.assign(vectors, np.full(len(truth), 2.0), method, calibration=None, threshold=0.5,
+                             num_speakers=2)  # fmt: skip
+    assert told.max() == 1
+
+
+def test_one_window_and_small_clusters():
+    one = clustering.assign(np.ones((1, 4)), np.ones(1), "ahc", calibration=None, threshold=0.5, num_speakers=None)
+    assert one.tolist() == [0]
+    vectors = unit(np.array([[1, 0, 0.0]] * 5 + [[0, 1, 0]] * 5 + [[0.3, 0, 1]]))
+    found = clustering.assign(vectors, np.ones(11), "ahc", calibration=None, threshold=0.5, num_speakers=None,
+                              min_seconds=2.0)  # fmt: skip
+    assert same(found, np.array([0] * 5 + [1] * 5 + [0]))
+    with pytest.raises(ConfigError, match="ahc and spectral"):
+        clustering.assign(vectors, np.ones(11), "x", calibration=None, threshold=0.5, num_speakers=None)
