@@ -28,6 +28,7 @@ __all__ = ["EnrolmentQuality", "agreement", "assess_enrolment", "signal_to_noise
 MIN_SECONDS = 3.0  # of speech
 MIN_SNR = 10.0  # dB
 MAX_SNR = 60.0  # what is said of digital silence between words
+NOISE_PERCENT = 30
 MAX_CLIPPED = 1e-3
 NARROW_HZ = 4_100.0
 WINDOW, HOP = 1.5, 0.75  # seconds of speech
@@ -82,18 +83,17 @@ def assess_enrolment(encoder: SpeakerEncoder | None, wav: NDArray[np.float32] | 
 
 
 def signal_to_noise(wav: NDArray[np.float32], rate: int) -> float:
-    """Estimate, in dB: the power of the frames of speech over that of the quietest tenth of all frames.
+    """Estimate, in dB: the power of the louder half of the frames over the level that 3 of 10 frames stay below.
 
-    The frames of speech hold the noise too, which is taken off. Too low where nobody pauses, too high where the noise
-    does. 0 to MAX_SNR; 0 without speech.
+    The louder half holds the noise too, which is taken off. Right for steady noise; too low where nobody pauses, too
+    high where the noise itself does. 0 to MAX_SNR; 0 without speech.
     """
     level, speech = speech_frames(wav, rate)
     if not speech.any():
         return 0.0
     power = 10 ** (level / 10)
-    count = max(1, len(power) // 10)
-    noise = float(np.partition(power, count - 1)[:count].mean())
-    ratio = float(power[speech].mean()) / max(noise, 1e-12) - 1
+    noise = float(np.percentile(power, NOISE_PERCENT))
+    ratio = float(power[power >= np.median(power)].mean()) / max(noise, 1e-12) - 1
     return min(MAX_SNR, max(0.0, 10 * math.log10(max(ratio, 1e-9))))
 
 
