@@ -8,7 +8,7 @@ import pytest
 import speaker
 from engine import audio
 from speaker.enrolment import EnrolmentQuality, agreement, assess_enrolment, signal_to_noise, window_embeddings
-from speaker.quality import assess
+from speaker.quality import assess, speech_frames
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def encoder():
 
 def test_noise_is_measured_where_there_is_some(voices):
     speech = voices["allison_1"]
-    level = math.sqrt(float(np.mean(speech[np.abs(speech) > 0.01] ** 2)))
+    decibels, spoken = speech_frames(speech, 16000)
+    level = math.sqrt(float(np.mean(10 ** (decibels[spoken] / 10))))
     noise = np.random.default_rng(0).standard_normal(len(speech)).astype(np.float32)
     found = [signal_to_noise(speech + level * 10 ** (-snr / 20) * noise, 16000) for snr in (5, 15, 25)]
     assert found[0] < found[1] < found[2] <= signal_to_noise(speech, 16000)
