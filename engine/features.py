@@ -1,4 +1,4 @@
-"""Front ends of speaker models: waveform -> log-mel features or cepstra, batched, in the graph, pure torch.
+"""Front ends of speaker models: waveform -> log-mel features or cepstra (PLP too), batched, in the graph, pure torch.
 
 Four families that look alike and are not: Kaldi's (Povey et al. 2011; WeSpeaker, BUT), SpeechBrain's, NeMo's and that
 of TaoRuijie's ECAPA-TDNN. They differ in framing, window, pre-emphasis, mel scale, shape of the triangles, logarithm
@@ -20,13 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import AudioError, ConfigError
+from engine.plp import PerceptualCepstra
 from engine.spectral import mel_filterbank
 
 Framing = Literal["snip", "whole", "centre_zero", "centre_reflect"]
 Window = Literal["povey", "hamming", "hamming_periodic", "hann"]
 Emphasis = Literal["none", "frame", "signal", "signal_reflect"]
 Mel = Literal["kaldi", "htk", "speechbrain", "slaney"]
-Log = Literal["ln_floor", "ln_add", "decibel"]
+Log = Literal["ln_floor", "ln_add", "decibel", "plp"]
 Normalization = Literal["none", "mean", "mean_std", "sliding_mean"]
 
 LIFTER = 22  # of Kaldi's cepstra
@@ -54,6 +55,7 @@ class FrontEndConfig:
     mel: Mel = "kaldi"
     low_hz: float = 20.0
     high_hz: float = 0.0  # from 0 down: that far below half the sample rate
+    # plp: no logarithm but cube root and linear prediction, of order 12 or, for more cepstra, one less than those
     log: Log = "ln_floor"
     log_eps: float = 1.1920929e-07
     num_ceps: int = 0  # cepstra instead of the bins themselves
@@ -68,6 +70,9 @@ class FrontEndConfig:
             raise ConfigError(f"{self.num_bins} bins have up to that many cepstra, not {self.num_ceps}")
         if not 0 <= self.low_hz < self.top_hz <= self.sample_rate / 2:
             raise ConfigError(f"bins from {self.low_hz} to {self.top_hz} Hz do not fit {self.sample_rate} Hz")
+
+        if self.log == "plp" and (self.num_ceps < 2 or self.mel != "kaldi"):
+            raise ConfigError(f"PLP is of 2 cepstra or more on Kaldi's mel scale, not {self.num_ceps} on {self.mel}'s")
 
     @property
     def top_hz(self) -> float:
@@ -103,6 +108,11 @@ def kaldi_fbank(num_bins: int = 80, window: Window = "povey", **changes: object)
 def kaldi_mfcc(num_ceps: int = 30, num_bins: int = 30, **changes: object) -> FrontEndConfig:
     """Kaldi's mel cepstra."""
     return FrontEndConfig(num_bins=num_bins, num_ceps=num_ceps, **changes)  # type: ignore[arg-type]
+
+
+def plp(num_ceps: int = 13, num_bins: int = 23, **changes: object) -> FrontEndConfig:
+    """Kaldi's `compute-plp-feats`, without dither; `use_energy=True` for its default first feature."""
+    return FrontEndConfig(num_bins=num_bins, num_ceps=num_ceps, log="plp", **changes)  # type: ignore[arg-type]
 
 
 def speechbrain_fbank(num_bins: int = 80) -> FrontEndConfig:
@@ -146,6 +156,9 @@ class FrontEnd(nn.Module):
         self.window: Tensor
         self.filters: Tensor
         self.cosines: Tensor
+        if config.log == "plp":
+            centres = 700 * np.expm1(_mel_edges(config)[1:-1] / 1127)
+            self.prediction = PerceptualCepstra(centres, config.num_ceps, LIFTER)
 
     def forward(self, wav: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, N) samples in [-1, 1], items of `lengths` (B,) samples -> (B, F, T), (B,) int64.
@@ -166,7 +179,7 @@ class FrontEnd(nn.Module):
         inside = torch.arange(power.shape[1], device=wav.device) < num_frames[:, None]
         features = self._logarithm(power @ self.filters, inside)
         if config.num_ceps:
-            features = features @ self.cosines
+            features = self.prediction(features) if config.log == "plp" else features @ self.cosines
             if config.use_energy:
                 features = torch.cat([energy[..., None], features[..., 1:]], dim=-1)
         features = self._normalized(features, inside)
@@ -212,6 +225,8 @@ class FrontEnd(nn.Module):
 
     def _logarithm(self, mel: Tensor, inside: Tensor) -> Tensor:
         config = self.config
+        if config.log == "plp":
+            return mel.clamp_min(config.log_eps)  # its cube root follows
         if config.log == "ln_add":
             return (mel + config.log_eps).log()
         if config.log == "ln_floor":
@@ -285,8 +300,7 @@ def _filters(config: FrontEndConfig) -> Tensor:
     if config.mel == "slaney":
         return mel_filterbank(num_bins, config.n_fft, rate, low, high)
     hz = np.arange(config.n_fft // 2 + 1) * rate / config.n_fft
-    scale = 1127 * np.log1p(np.array([low, high]) / 700)
-    edges = np.linspace(float(scale[0]), float(scale[1]), num_bins + 2)
+    edges = _mel_edges(config)
     if config.mel == "kaldi":  # straight sides on the mel scale; the bin at half the sample rate is left out
         at = 1127 * np.log1p(hz / 700)
         triangles = np.minimum((at[:, None] - edges[:-2]), (edges[2:] - at[:, None])) / (edges[1] - edges[0])
@@ -299,6 +313,12 @@ def _filters(config: FrontEndConfig) -> Tensor:
         distance = hz[:, None] - edges[1:-1]
         triangles = np.minimum(1 + distance / left, 1 - distance / right)
     return torch.from_numpy(np.maximum(triangles, 0).astype(np.float32))
+
+
+def _mel_edges(config: FrontEndConfig) -> np.ndarray:
+    """(num_bins + 2,): where each triangle begins, and the middle and the end of the last, on the mel scale."""
+    low, high = 1127 * np.log1p(np.array([config.low_hz, config.top_hz]) / 700)
+    return np.linspace(float(low), float(high), config.num_bins + 2)
 
 
 def _cosines(config: FrontEndConfig) -> Tensor:

@@ -45,11 +45,14 @@ def convert(
 ) -> None:
     """Turn another project's weights (read as data, no code is run) into a model folder."""
     from speaker.convert import convert as convert_weights
+    from speaker.convert import read_weights
+    from speaker.parity import compare
 
     if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not force:
         raise SpeechError(f"{out} exists; --force overwrites it")
     encoder, origin = convert_weights(source, out, origin)
     print(f"{out}: {encoder.config.kind} of {origin}, embeddings of {encoder.embedding_dim} numbers")
+    print(compare(encoder, origin, read_weights(source)))
 
 
 @app.command()

@@ -37,12 +37,10 @@ class Quality:
 
 def assess(wav: NDArray[np.float32], rate: int) -> Quality:
     """(N,) samples in [-1, 1] -> what can be said without a model."""
-    size = round(FRAME * rate)
-    frames = wav[: len(wav) // size * size].reshape(-1, size).astype(np.float64)
-    if not len(frames):
+    level, speech = speech_frames(wav, rate)
+    if not len(level):
         return Quality(0.0, len(wav) / rate, 0.0, 0.0)
-    level = 10 * np.log10(np.square(frames - frames.mean(1, keepdims=True)).mean(1) + 1e-12)
-    speech = level > max(QUIET_DB, float(np.percentile(level, 95)) - BELOW_DB)
+    frames = _frames(wav, rate)
     peak = float(np.abs(wav).max())
     # A peak that is hit once is a loud sample; many samples at it, side by side, are clipped ones.
     top = np.abs(wav) >= 0.999 * peak
@@ -50,6 +48,19 @@ def assess(wav: NDArray[np.float32], rate: int) -> Quality:
     return Quality(
         float(speech.sum() * FRAME), len(wav) / rate, clipped, _bandwidth(frames[speech], rate) if speech.any() else 0.0
     )
+
+
+def speech_frames(wav: NDArray[np.float32], rate: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Level (dBFS) of each frame of FRAME seconds, and whether it is speech."""
+    frames = _frames(wav, rate)
+    level = 10 * np.log10(np.square(frames - frames.mean(1, keepdims=True)).mean(1) + 1e-12)
+    loud = float(np.percentile(level, 95)) if len(level) else 0.0
+    return level, level > max(QUIET_DB, loud - BELOW_DB)
+
+
+def _frames(wav: NDArray[np.float32], rate: int) -> NDArray[np.float64]:
+    size = round(FRAME * rate)
+    return wav[: len(wav) // size * size].reshape(-1, size).astype(np.float64)
 
 
 def _bandwidth(frames: NDArray[np.float64], rate: int) -> float:
