@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +29,8 @@ def diarize(
         float | None, typer.Option(help="ahc: two speakers below it. Log-likelihood ratio, or cosine if uncalibrated.")
     ] = None,
     resegment: Annotated[bool, typer.Option("--resegment", help="Refine by the Bayesian HMM of VBx.")] = False,
-    enrolled: Annotated[Path | None, typer.Option(help=".npz of `speaker embed`: name those who are in it.")] = None,
+    enrolled: Annotated[Path | None, typer.Option(help="What `speaker embed` wrote: name those who are in it.")] = None,
+    store: Annotated[Path | None, typer.Option(help="File of voiceprints: name those who are in it.")] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")] = "cpu",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Half precision: twice as fast on newer CPUs.")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")] = False,
@@ -44,7 +46,10 @@ def diarize(
     options: dict[str, Any] = {"vad": vad, "cluster": cluster, "resegment": resegment, "bfloat16": bfloat16}
     if threshold is not None:
         options |= {"threshold": threshold, "cosine_threshold": threshold}
-    found = _found(source, model, device, options, num_speakers, None if enrolled is None else _enrolled(enrolled))
+    if enrolled is not None and store is not None:
+        raise SpeechError("give either --enrolled, embeddings, or --store, voiceprints")
+    known = None if enrolled is None else _enrolled(enrolled)
+    found = _found(source, model, device, options, num_speakers, known, store)
     if rttm is not None:
         found.write_rttm(rttm)
     if plot is not None:
@@ -76,7 +81,7 @@ def as_dict(found: Diarization) -> dict[str, Any]:
 
 def _found(
     source: Path, model: str | None, device: str, options: dict[str, Any], num_speakers: int | None,
-    enrolled: dict[str, Any] | None,
+    enrolled: dict[str, Any] | None, store: Path | None,
 ) -> Diarization:  # fmt: skip
     from rich.console import Console
     from rich.progress import Progress
@@ -89,6 +94,14 @@ def _found(
     config = DiarizationConfig(**options)
     folder = checkpoint.find(model or default())
     encoder = load(folder, device)
+    if store is not None:
+        from speaker.store import Store
+
+        with Store.open(
+            store, model=f"{encoder.name}@{encoder.digest}", key=os.environ.get("VOXCODE_STORE_KEY")
+        ) as voices:
+            gallery = voices.gallery()
+        enrolled = dict(zip(gallery.names, gallery.means, strict=True))
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=1.0)

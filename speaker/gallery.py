@@ -49,7 +49,7 @@ class Gallery:
         np.add.at(sums, self.owners, self.prints)
         self.means = unit_rows(sums)
         spoken = np.full(len(rows), np.nan) if seconds is None else np.asarray(seconds, dtype=np.float64)
-        self.seconds = np.bincount(self.owners, weights=spoken)  # of speech, of each speaker
+        self.seconds: NDArray[np.float64] = np.bincount(self.owners, weights=spoken).astype(np.float64)  # of speech
         self.recall = 1.0
         self._index: Any = None
         self._first: Vectors | None = None

@@ -192,7 +192,10 @@ class Store:
 
     def check(self) -> list[str]:
         """What SQLite finds wrong with the file; nothing if it is whole."""
-        found = [row[0] for row in self.database.read("PRAGMA integrity_check")]
+        try:
+            found = [row[0] for row in self.database.read("PRAGMA integrity_check")]
+        except StoreError as error:  # too damaged even to be looked through
+            return [str(error)]
         return [] if found == ["ok"] else found
 
     def number_of(self, name: str) -> int:

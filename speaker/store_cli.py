@@ -27,7 +27,6 @@ StorePath = Annotated[
 Model = Annotated[str | None, typer.Option(help="Name or folder of an encoder.", show_default="ecapa")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
-LEAST_SECONDS = 1.0  # of speech in a print
 KEY = "VOXCODE_STORE_KEY"  # an option would stand in the list of processes, for all to see
 
 
@@ -36,7 +35,7 @@ def enroll(
     files: Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER...", help="Recordings of this speaker alone.")],
     store: StorePath = None,
     metadata: Annotated[str, typer.Option(help="About the speaker, a JSON object.")] = "{}",
-    anyway: Annotated[bool, typer.Option("--anyway", help="Take recordings with too little speech, too.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Take recordings of poor quality, too.")] = False,
     model: Model = None,
 ) -> None:
     """Add a speaker, or recordings to one: a print for each. What is of no use is refused, with the reason."""
@@ -48,27 +47,20 @@ def enroll(
     recordings = find_recordings(files)
     encoder = load(model or default())
     with _open(store, encoder, create=True) as opened:
-        found = embed_files(encoder, recordings)
-        kept, refused = [], dict(found.failed)
-        for i, path in enumerate(found.names):
-            reasons = found.quality[i].warnings()
-            if found.quality[i].seconds < (0.01 if anyway else LEAST_SECONDS):
-                refused[path] = "; ".join(reasons)
-                continue
-            kept.append(i)
-            for reason in reasons:
-                print(f"speaker: warning: {path}: {reason}", file=sys.stderr)
-        if kept:
+        qualities, refused = _assessed(encoder, recordings, anyway)
+        found = embed_files(encoder, list(qualities))
+        refused |= found.failed
+        if found.names:
             opened.enroll(
-                name, [found.vectors[i] for i in kept], model=found.model, metadata=facts,
-                quality=[_quality(found.quality[i]) for i in kept], sources=[found.names[i] for i in kept],
+                name, found.vectors, model=found.model, metadata=facts, sources=found.names,
+                quality=[qualities[Path(path)] for path in found.names],
             )  # fmt: skip
     for path, reason in refused.items():
         print(f"speaker: {path} is not taken: {reason.removeprefix(f'{path}: ')}", file=sys.stderr)
-    if not kept:
+    if not found.names:
         raise StoreError(f"{name} is not enrolled: none of {len(recordings)} recordings can be used (--anyway takes "
                          "what holds any speech)")  # fmt: skip
-    print(f"{name}: {len(kept)} print{'s' if len(kept) > 1 else ''} in {opened.path}")
+    print(f"{name}: {len(found.names)} print{'s' if len(found.names) > 1 else ''} in {opened.path}")
     if refused:
         raise typer.Exit(1)
 
@@ -272,8 +264,29 @@ def _metadata(text: str) -> dict[str, Any]:
     return found
 
 
-def _quality(quality: Any) -> dict[str, float]:
-    return {name: round(float(value), 4) for name, value in vars(quality).items()}
+def _assessed(
+    encoder: SpeakerEncoder, recordings: list[Path], anyway: bool
+) -> tuple[dict[Path, dict[str, float]], dict[str, str]]:
+    """Figures of the recordings that may be enrolled, and why the others may not."""
+    from engine import audio
+    from engine.errors import AudioError
+    from speaker.enrolment import assess_enrolment
+
+    rate, taken, refused = encoder.config.front_end.sample_rate, {}, {}
+    for path in recordings:
+        try:
+            quality = assess_enrolment(encoder, audio.load(path, rate, mono=True)[0][0], rate)
+        except AudioError as error:
+            refused[str(path)] = str(error)
+            continue
+        if not quality.acceptable and not (anyway and quality.quality.seconds > 0):
+            refused[str(path)] = "; ".join(quality.reasons())
+            continue
+        for reason in quality.reasons():
+            print(f"speaker: warning: {path}: {reason}", file=sys.stderr)
+        figures = {**vars(quality.quality), "snr": quality.snr, "agreement": quality.agreement}
+        taken[path] = {key: round(float(value), 4) for key, value in figures.items() if value == value}
+    return taken, refused
 
 
 def _composed(name: str) -> str:

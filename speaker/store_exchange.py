@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -41,7 +40,8 @@ def write(store: Store, path: Path) -> int:
         for each in store.speakers()
     ]  # fmt: skip
     with replacing(path) as partial:
-        os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))  # biometric data: its owner's alone
+        partial.touch()
+        partial.chmod(0o600)  # biometric data: its owner's alone
         partial.write_text(json.dumps({"kind": KIND, "model": store.model, "speakers": speakers}, indent=1) + "\n")
     return len(prints)
 

@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 
 
 def stream(
+    enrolled: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare with these alone; may be given more than once.", show_default="all"),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="File of voiceprints.", show_default="VOXCODE_STORE, or the user's own")
+    ] = None,
     prints: Annotated[
-        Path, typer.Option(help="Embeddings to compare with, from `speaker embed`; the file names are the names.")
-    ],
-    enrolled: Annotated[list[str] | None, typer.Option(help="Only these of them; may be given more than once.")] = None,
+        Path | None, typer.Option(help="Instead of a store: what `speaker embed` wrote; the file names are the names.")
+    ] = None,
     hop: Annotated[float, typer.Option(help="Seconds between two lines.")] = 0.5,
     false_accept: Annotated[float, typer.Option(help="Allowed probability of taking a wrong speaker.")] = 0.001,
     false_reject: Annotated[float, typer.Option(help="Allowed probability of rejecting the right one.")] = 0.01,
@@ -47,7 +53,6 @@ def stream(
     from engine import checkpoint
     from engine.pcm import PcmFormat, open_stream
     from engine.pipeline import Resample, run
-    from speaker.collections import read
     from speaker.live import LiveEncoder
     from speaker.model import default, load
     from speaker.stream import EmbedStage
@@ -63,9 +68,9 @@ def stream(
     calibration = calibration_of(folder, encoder)
     if calibration is None:
         raise SpeechError(f"{folder} has no calibration; `speaker calibrate` makes one")
-    matcher = Matcher(
-        _chosen(read(prints), enrolled, f"{encoder.name}@{encoder.digest}"), calibration, false_accept, false_reject
-    )
+    digest = f"{encoder.name}@{encoder.digest}"
+    voices = _known(store, digest) if prints is None else _read(prints, digest)
+    matcher = Matcher(_chosen(voices, enrolled), calibration, false_accept, false_reject)
     form, chunks = open_stream(sys.stdin.buffer, PcmFormat(rate, channels))  # type: ignore[arg-type]
     stage = EmbedStage(LiveEncoder(encoder), hop, gate=gate)
     line, heard = None, False
@@ -83,12 +88,32 @@ def stream(
         raise typer.Exit(1 if line.decision == "different" else 2)
 
 
-def _chosen(prints: Collection, names: list[str] | None, model: str) -> Collection:
-    """The prints of these names (default: all); SpeechError for an unknown name or another model."""
-    from speaker.collections import Collection
+def _known(path: Path | None, model: str) -> Collection:
+    """Every speaker of a store of voiceprints, by the mean direction of the prints."""
+    import numpy as np
 
+    from speaker.collections import Collection
+    from speaker.store import Store
+
+    with Store.open(path, model=model, key=os.environ.get("VOXCODE_STORE_KEY")) as opened:
+        gallery = opened.gallery()
+        return Collection(gallery.names, gallery.means.astype(np.float64), gallery.seconds, opened.model)
+
+
+def _read(path: Path, model: str) -> Collection:
+    """Ready embeddings; SpeechError if another model made them."""
+    from speaker.collections import read
+
+    prints = read(path)
     if prints.model.rpartition("@")[2] != model.rpartition("@")[2]:
         raise SpeechError(f"the prints are embeddings of {prints.model}, not of {model}; embed the recordings again")
+    return prints
+
+
+def _chosen(prints: Collection, names: list[str] | None) -> Collection:
+    """The prints of these names (default: all); SpeechError for an unknown name."""
+    from speaker.collections import Collection
+
     missing = [name for name in names or [] if name not in prints.names]
     if missing:
         raise SpeechError(f"nobody is enrolled as {missing[0]}; there are {', '.join(prints.names[:20])}")
