@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -295,22 +297,16 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-class _recording:  # noqa: N801, used as a function
+@contextlib.contextmanager
+def _recording(name: str) -> Iterator[Path]:
     """The file, or what stdin holds as a temporary one."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.folder = name, None if name != "-" else tempfile.TemporaryDirectory()
-
-    def __enter__(self) -> Path:
-        if self.folder is None:
-            return Path(self.name)
-        data = sys.stdin.buffer.read()
-        if not data:
-            raise SpeechError("nothing came in; is the microphone on?")
-        path = Path(self.folder.name) / "stdin.wav"
+    if name != "-":
+        yield Path(name)
+        return
+    data = sys.stdin.buffer.read()
+    if not data:
+        raise SpeechError("nothing came in; is the microphone on?")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stdin.wav"
         path.write_bytes(data)
-        return path
-
-    def __exit__(self, *_: object) -> None:
-        if self.folder is not None:
-            self.folder.cleanup()
+        yield path
