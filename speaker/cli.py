@@ -1,4 +1,5 @@
-"""The command `speaker`: convert, info, embed, verify, and those of `speaker.scoring_cli` on lists of trials.
+"""The command `speaker`: convert, info, embed, verify, and those of `speaker.scoring_cli` on
+lists of trials and `speaker.store_cli` on voiceprints.
 
 torch takes seconds to import, so a command imports what it needs when it runs. Results go to stdout, everything else to
 stderr. Exit status: 0 done (verify: same speaker), 1 some files failed (verify: different speakers), 2 error.
@@ -16,6 +17,7 @@ import typer
 
 from engine.errors import SpeechError
 from speaker.scoring_cli import calibrate, fuse, plda, score
+from speaker.store_cli import enroll, identify, manage
 
 app = typer.Typer(
     name="speaker",
@@ -26,10 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-PLANNED = {
-    "enroll": "Add a speaker to a gallery.",
-    "identify": "Find a recording's speaker in a gallery.",
-}
 Model = Annotated[str | None, typer.Option(help="Name or folder of an encoder.", show_default="ecapa")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 
@@ -162,19 +160,9 @@ def verify(
         raise typer.Exit(1)
 
 
-def _not_built(context: typer.Context) -> None:
-    typer.echo(f"speaker: not built yet: `speaker {context.info_name}` comes with a later version", err=True)
-    raise typer.Exit(2)
-
-
-# Arguments are taken as they come, so that the answer is the honest one and not a complaint about an option.
-_ANY = {"ignore_unknown_options": True, "allow_extra_args": True}
-for _name, _help in PLANNED.items():
-    app.command(_name, help=f"{_help} (not built yet)", context_settings=_ANY)(_not_built)
-
-
-for _command in (score, calibrate, fuse, plda):
+for _command in (score, calibrate, fuse, plda, enroll, identify):
     app.command()(_command)
+app.add_typer(manage, name="store")
 
 
 def main() -> None:

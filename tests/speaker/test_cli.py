@@ -86,7 +86,6 @@ def test_errors_say_the_way_out(folder, root):
     assert "must end in .npz" in run("embed", "in", "--out", "e.csv", cwd=folder, root=root, status=2)[1]
     assert "no such file" in run("convert", "none.ckpt", "--out", "x", cwd=folder, root=root, status=2)[1]
     assert "--force" in run("convert", "none.ckpt", "--out", "mine", cwd=folder, root=root, status=2)[1]
-    assert "not built yet" in run("identify", "x", cwd=folder, root=root, status=2)[1]
 
 
 def test_a_long_file_equals_the_direct_result(folder):
