@@ -20,6 +20,7 @@ __all__ = ["Finding", "audit"]
 
 RATE = 0.01
 ROWS = 256
+SMALL = 20  # speakers; among fewer a pair that is one voice would itself set what is usual
 ALIKE = 0.9  # of pairs of different people, whose scores a pair of one voice is above
 
 
@@ -43,7 +44,7 @@ def _duplicates(decide: OpenSet) -> list[Finding]:
     pairs = len(gallery) * (len(gallery) - 1) / 2
     if not pairs:
         return []
-    threshold = decide.threshold(RATE, pairs)
+    threshold = (decide.threshold_of_cohort if len(gallery) < SMALL else decide.threshold)(RATE, pairs)
     for start in range(0, len(gallery), ROWS):
         z = decide.standardized(gallery.means[start : start + ROWS])
         for row, column in np.argwhere(z >= threshold):

@@ -100,6 +100,11 @@ class OpenSet:
         single = -math.expm1(math.log1p(-rate) / (tries or len(self.gallery)))
         return self.line[0] - self.line[1] * NormalDist().inv_cdf(single)
 
+    def threshold_of_cohort(self, rate: float, tries: float) -> float:
+        """As `threshold`, but by the cohort alone: of galleries too small, or too full of doubles, to go by."""
+        a, b = self.line_of_cohort
+        return a - b * NormalDist().inv_cdf(-math.expm1(math.log1p(-rate) / tries))
+
     def between(self, first: ArrayLike, second: ArrayLike) -> Floats:
         """(n, D), (m, D) -> (n, m): z of every pair of prints."""
         a, b = (unit_rows(np.asarray(each, dtype=np.float32)) for each in (first, second))
@@ -149,7 +154,7 @@ class OpenSet:
         """a and b of the line: that of the gallery, drawn to that of the cohort."""
         gallery, own = self.gallery, self._moments(source)
         general = self._standardize(source @ source.T, own, own)[np.triu_indices(len(source), 1)]
-        a, b = line_of_tail(general)
+        a, b = self.line_of_cohort = line_of_tail(general)
         if len(gallery) > 1:
             rng = np.random.default_rng(0)
             columns = rng.permutation(len(gallery))[:SAMPLE]

@@ -58,4 +58,5 @@ def _read(path: Path) -> tuple[list[str], Any, str, list[dict[str, Any]], dict[s
         raise StoreError(f"{path} holds no prints ({error}); `speaker store export` and `speaker embed` write "
                          "them") from error  # fmt: skip
     facts = [{"source": name, "quality": {"seconds": s}} for name, s in zip(names, seconds, strict=True)]
-    return [Path(name).parent.name or Path(name).stem for name in names], vectors, model, facts, {}
+    speakers = [Path(name).parent.name or Path(name).stem for name in names]
+    return speakers, vectors, model, facts, {name: {} for name in speakers}
