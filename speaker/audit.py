@@ -1,114 +1,103 @@
-"""What is odd about a store: one voice under two names, a print unlike the others, two voices under one name.
+"""What is wrong in a gallery: one voice under two names, two voices under one name, a print unlike the others.
 
-Judged by calibrated log-likelihood ratios: what is more probable than not, by `margin` on the natural logarithm.
+Two names share a voice where their standardized score is one that only RATE of all galleries of this size would show
+anywhere among their different voices. The prints of one name are linked where they score higher than all but one of ten
+pairs of different people; a lone print without a link is an outlier, a group of its own is a second voice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from speaker.calibration import Calibration
 from speaker.gallery import unit_rows
-from speaker.store import Print
+from speaker.identify import OpenSet
+from speaker.store import Store
 
 __all__ = ["Finding", "audit"]
 
-MARGIN = 2.0
-ROWS = 512
-Floats = NDArray[np.float64]
+RATE = 0.01
+ROWS = 256
+SMALL = 20  # speakers; among fewer a pair that is one voice would itself set what is usual
+ALIKE = 0.9  # of pairs of different people, whose scores a pair of one voice is above
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
-    """`duplicate`: `name` and `other` sound like one. `outlier`: print `print_id` is unlike the others of `name`.
-    `mixture`: the prints of `name` fall into two voices, `print_ids` are the fewer ones. `llr` is that of one voice."""
+    """`names` of speakers, `prints` by number, and a sentence for people."""
 
-    kind: Literal["duplicate", "outlier", "mixture"]
-    name: str
-    llr: float
-    other: str | None = None
-    print_ids: tuple[int, ...] = ()
-
-    def as_text(self) -> str:
-        """For people."""
-        ids = ", ".join(map(str, self.print_ids))
-        return {
-            "duplicate": f"{self.name} and {self.other} may be one person (log-likelihood ratio {self.llr:+.1f})",
-            "outlier": f"print {ids} of {self.name} is unlike the others (log-likelihood ratio {self.llr:+.1f})",
-            "mixture": f"the prints of {self.name} are of two voices, {ids} of one of them ({self.llr:+.1f})",
-        }[self.kind]
+    kind: Literal["duplicate", "outlier", "two voices"]
+    names: list[str]
+    prints: list[int]
+    sentence: str
 
 
-def audit(prints: Sequence[Print], calibration: Calibration, margin: float = MARGIN) -> list[Finding]:
-    """Findings, the strongest of each kind first: duplicates, outliers, mixtures."""
-    if not prints:
+def audit(store: Store, decide: OpenSet) -> list[Finding]:
+    """All findings, duplicates first."""
+    return _duplicates(decide) + _strangers(store, decide)
+
+
+def _duplicates(decide: OpenSet) -> list[Finding]:
+    gallery, found = decide.gallery, []
+    pairs = len(gallery) * (len(gallery) - 1) / 2
+    if not pairs:
         return []
-    directions = unit_rows(np.stack([p.vector for p in prints])).astype(np.float64)
-    seconds = np.array([p.quality.get("seconds", 3.0) for p in prints], dtype=np.float64)
-    names, owners = np.unique(np.array([p.speaker for p in prints], dtype=object), return_inverse=True)
-    found = _duplicates(directions, seconds, names.tolist(), owners, calibration, margin)
-    for number, name in enumerate(names.tolist()):
-        mine = owners == number
-        if mine.sum() > 1:
-            ids = [p.id for p in prints if p.speaker == name]
-            found += _within(name, directions[mine], seconds[mine], ids, calibration, margin)
-    order = ("duplicate", "outlier", "mixture")
-    return sorted(found, key=lambda each: (order.index(each.kind), -abs(each.llr)))
-
-
-def _duplicates(
-    directions: Floats, seconds: Floats, names: list[str], owners: NDArray[np.int64], calibration: Calibration,
-    margin: float,
-) -> list[Finding]:  # fmt: skip
-    """Pairs of speakers whose mean directions are more probably one voice."""
-    means = np.zeros((len(names), directions.shape[1]))
-    np.add.at(means, owners, directions)
-    means = unit_rows(means.astype(np.float32)).astype(np.float64)
-    spoken = np.asarray(np.bincount(owners, weights=seconds), dtype=np.float64)
-    found = []
-    for start in range(0, len(names), ROWS):
-        cosines = means[start : start + ROWS] @ means.T
-        # Only the likely ones are calibrated: most of the pairs of a large store are far apart.
-        rows, columns = np.nonzero(np.triu(cosines, k=start + 1) > 0.2)
-        if not len(rows):
-            continue
-        sides: Floats = np.stack([spoken[rows + start], spoken[columns]], axis=1).astype(np.float64)
-        ratios = _ratios(cosines[rows, columns], sides, calibration)
-        for row, column, ratio in zip(rows + start, columns, ratios, strict=True):
-            if ratio > margin:
-                found.append(Finding("duplicate", names[row], float(ratio), names[column]))
+    threshold = (decide.threshold_of_cohort if len(gallery) < SMALL else decide.threshold)(RATE, pairs)
+    for start in range(0, len(gallery), ROWS):
+        z = decide.standardized(gallery.means[start : start + ROWS])
+        for row, column in np.argwhere(z >= threshold):
+            if start + row < column:
+                names = [gallery.names[start + row], gallery.names[column]]
+                cosine = float(gallery.means[start + row] @ gallery.means[column])
+                text = (f"{names[0]} and {names[1]} sound like one person (cosine {cosine:.2f}); if so: "
+                        f"`speaker store merge {names[1]!r} {names[0]!r}`")  # fmt: skip
+                found.append(Finding(kind="duplicate", names=names, prints=[], sentence=text))
     return found
 
 
-def _within(
-    name: str, directions: Floats, seconds: Floats, ids: list[int], calibration: Calibration, margin: float
-) -> list[Finding]:
-    """Cut the prints of a speaker in two where they fall apart most; one print alone is an outlier."""
-    count = len(ids)
-    cosines = directions @ directions.T
-    pairs = np.unravel_index(np.argmin(cosines), cosines.shape)
-    near = cosines[:, pairs[0]] >= cosines[:, pairs[1]]
-    for _ in range(10):  # two means
-        sides = [directions[near].sum(0), directions[~near].sum(0)]
-        sides = [each / max(float(np.linalg.norm(each)), 1e-12) for each in sides]
-        moved = directions @ sides[0] >= directions @ sides[1]
-        if moved.all() or not moved.any() or (moved == near).all():
-            break
-        near = moved
-    spoken = np.array([[seconds[near].sum(), seconds[~near].sum()]])
-    ratio = float(_ratios(np.array([sides[0] @ sides[1]]), spoken, calibration)[0])
-    if ratio > -margin:
-        return []
-    fewer = near if near.sum() <= count / 2 else ~near
-    chosen = tuple(ids[i] for i in np.flatnonzero(fewer))
-    kind: Literal["outlier", "mixture"] = "outlier" if len(chosen) == 1 and count > 2 else "mixture"
-    return [Finding(kind, name, ratio, print_ids=chosen)]
+def _strangers(store: Store, decide: OpenSet) -> list[Finding]:
+    """Prints that are unlike the rest of their speaker's."""
+    found: list[Finding] = []
+    rows_of: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for each in store.prints():
+        rows_of.setdefault(each.speaker, []).append((each.id, each.vector))
+    for name, rows in rows_of.items():
+        if len(rows) < 2:
+            continue
+        vectors = unit_rows(np.stack([vector for _, vector in rows]))
+        between = decide.between(vectors, vectors)
+        linked = between >= decide.threshold(1 - ALIKE, 1)
+        groups = _components(linked)
+        if len(groups) == 1:
+            continue
+        sizes = sorted(groups, key=len, reverse=True)
+        for group in sizes[1:]:
+            numbers = [rows[i][0] for i in group]
+            tie = len(group) == len(sizes[0])
+            if len(group) > 1 or tie:
+                text = (f"{name} may be two voices: prints {', '.join(map(str, numbers))} are unlike the other "
+                        f"{len(rows) - len(group)}")  # fmt: skip
+                found.append(Finding(kind="two voices", names=[name], prints=numbers, sentence=text))
+            else:
+                text = (f"{name}: print {numbers[0]} is unlike the other {len(rows) - 1}; if it is wrong: "
+                        f"`speaker store delete {name!r} --print {numbers[0]}`")  # fmt: skip
+                found.append(Finding(kind="outlier", names=[name], prints=numbers, sentence=text))
+    return found
 
 
-def _ratios(cosines: Floats, seconds: Floats, calibration: Calibration) -> Floats:
-    return calibration.llr(cosines[:, None], {"seconds": seconds})
+def _components(linked: np.ndarray) -> list[list[int]]:
+    """Rows that hang together by links."""
+    left, groups = set(range(len(linked))), []
+    while left:
+        group, todo = [], [min(left)]
+        left.discard(todo[0])
+        while todo:
+            row = todo.pop()
+            group.append(row)
+            near = [other for other in left if linked[row, other]]
+            left.difference_update(near)
+            todo += near
+        groups.append(sorted(group))
+    return groups

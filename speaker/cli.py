@@ -1,4 +1,5 @@
-"""The command `speaker`: convert, info, embed, verify, and those of `speaker.scoring_cli` on lists of trials.
+"""The command `speaker`: convert, info, embed, verify, and those of `speaker.scoring_cli` on
+lists of trials and `speaker.store_cli` on voiceprints.
 
 torch takes seconds to import, so a command imports what it needs when it runs. Results go to stdout, everything else to
 stderr. Exit status: 0 done (verify: same speaker), 1 some files failed (verify: different speakers), 2 error.
@@ -17,8 +18,7 @@ import typer
 from engine.errors import SpeechError
 from speaker.diarize_cli import diarize
 from speaker.scoring_cli import calibrate, fuse, plda, score
-from speaker.store_cli import app as store_app
-from speaker.store_cli import enroll, identify
+from speaker.store_cli import enroll, identify, manage
 from speaker.stream_cli import stream
 
 app = typer.Typer(
@@ -181,7 +181,7 @@ def verify(
 
 for _command in (enroll, identify, stream, diarize, score, calibrate, fuse, plda):
     app.command()(_command)
-app.add_typer(store_app)
+app.add_typer(manage, name="store")
 
 
 def main() -> None:

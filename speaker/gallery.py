@@ -135,6 +135,7 @@ def _build(means: Vectors, kind: Index, effort: int | None) -> Any:
     except ModuleNotFoundError as error:
         raise StoreError(f"the index {kind} needs FAISS: `pip install 'voxcode[faiss]'`") from error
     dim = means.shape[1]
+    index: Any
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = 100, effort or 128

@@ -7,11 +7,11 @@ is, is learned from the scores of others:
 1. A cosine s is standardized by what the enrolled voice e and the probe p score against voices in general, those of the
    model's cohort with mean m and covariance S: z = 1/2 sum over x in {e, p} of (s - m.x) / sqrt(x'Sx). This is
    symmetric normalization (Matejka et al. 2017) by moments, which costs one product a voice and needs no cohort scores.
-2. Voices of one microphone, room or language are more alike than the cohort tells. The prints of the gallery are
-   scored against its other speakers: known false alarms, of the same recordings. A line through their upper quantiles
-   on normal paper, z = a + b q, also says how the tail goes on where no score has been seen. While the gallery is
-   small the line is drawn to that of the cohort (as if worth PRIOR speakers), and b is raised by 1 + WIDEN / N, by a
-   fifth at most, for what is not known yet.
+2. Voices of one microphone, room or language are more alike than the cohort tells. The prints of the gallery are scored
+   against its other speakers: known false alarms, of the same recordings. A line through their upper quantiles on
+   normal paper, z = a + b q, also says how the tail goes on where no score has been seen. While the gallery is small
+   the line is drawn to that of the cohort (as if worth PRIOR speakers), and b is raised by 1 + WIDEN / N, by
+   a fifth at most, for what is not known yet.
 
 PRIOR, WIDEN and UPPER were chosen on the training speakers, one corpus at a time with the cohort of the others.
 """
@@ -57,7 +57,7 @@ class Identification:
     posterior: float | None
     unknown: float | None
     num_speakers: int
-    false_positive_rate: float
+    false_positive_rate: float | None  # None where a cosine decided
     candidates: list[tuple[str, float]]
     warnings: list[str] = field(default_factory=list)
 
@@ -70,8 +70,10 @@ class Identification:
         who = self.speaker or "nobody we know"
         nearest = "" if self.speaker else f", the nearest is {self.best}"
         chance = "" if self.posterior is None else f", probability {self.posterior:.1%}"
-        return (f"{who}{nearest}: score {self.score:.2f} ({self.threshold:.2f} needed among {self.num_speakers:,} "
-                f"speakers for {self.false_positive_rate:.2%} false alarms){chance}")  # fmt: skip
+        rate = self.false_positive_rate
+        aim = "" if rate is None else f" for at most {rate:.4g} of unknown voices accepted"
+        return (f"{who}{nearest}: score {self.score:.2f}, needed {self.threshold:.2f} among {self.num_speakers:,} "
+                f"{'speaker' if self.num_speakers == 1 else 'speakers'}{aim}{chance}")  # fmt: skip
 
 
 class OpenSet:
@@ -91,12 +93,22 @@ class OpenSet:
         self._enrolled = self._moments(gallery.means)
         self.line = self._fit(source)
 
-    def threshold(self, rate: float) -> float:
-        """The standardized score that somebody of the gallery reaches with probability `rate` if all are wrong."""
+    def threshold(self, rate: float, tries: float | None = None) -> float:
+        """The standardized score that all of `tries` wrong pairs (default: N) stay below with probability 1 - rate."""
         if not 0 < rate < 1:
             raise ScoreError(f"the false positive rate lies between 0 and 1, got {rate}")
-        single = -math.expm1(math.log1p(-rate) / len(self.gallery))
+        single = -math.expm1(math.log1p(-rate) / (tries or len(self.gallery)))
         return self.line[0] - self.line[1] * NormalDist().inv_cdf(single)
+
+    def threshold_of_cohort(self, rate: float, tries: float) -> float:
+        """As `threshold`, but by the cohort alone: of galleries too small, or too full of doubles, to go by."""
+        a, b = self.line_of_cohort
+        return a - b * NormalDist().inv_cdf(-math.expm1(math.log1p(-rate) / tries))
+
+    def between(self, first: ArrayLike, second: ArrayLike) -> Floats:
+        """(n, D), (m, D) -> (n, m): z of every pair of prints."""
+        a, b = (unit_rows(np.asarray(each, dtype=np.float32)) for each in (first, second))
+        return self._standardize(a @ b.T, self._moments(a), self._moments(b))
 
     def standardized(self, vectors: ArrayLike) -> Floats:
         """(B, D) -> (B, N): z of every speaker."""
@@ -105,17 +117,14 @@ class OpenSet:
 
     def identify(
         self, vector: ArrayLike, *, false_positive_rate: float = 0.01, prior: float = 0.5, seconds: float = math.nan,
-        top: int = 5, threshold: float | None = None,
+        top: int = 5,
     ) -> Identification:  # fmt: skip
-        """Decide on one probe (D,) with `seconds` of speech; `prior`: that its speaker is enrolled at all.
-
-        `threshold`: decide by this standardized score instead of by the rate.
-        """
+        """Decide on one probe (D,) with `seconds` of speech; `prior`: that its speaker is enrolled at all."""
         probe = unit_rows(np.asarray(vector, dtype=np.float32)[None])
         cosines = self.gallery.scores(probe)[0]
         z = self._standardize(cosines[None], self._moments(probe), self._enrolled)[0]
         best = int(z.argmax())
-        needed = self.threshold(false_positive_rate) if threshold is None else threshold
+        needed = self.threshold(false_positive_rate)
         llr, posterior, unknown = None, None, None
         if self.calibration is not None and math.isfinite(seconds):
             sides = np.stack([np.nan_to_num(self.gallery.seconds, nan=seconds), np.full(len(z), seconds)], axis=1)
@@ -145,7 +154,7 @@ class OpenSet:
         """a and b of the line: that of the gallery, drawn to that of the cohort."""
         gallery, own = self.gallery, self._moments(source)
         general = self._standardize(source @ source.T, own, own)[np.triu_indices(len(source), 1)]
-        a, b = line_of_tail(general)
+        a, b = self.line_of_cohort = line_of_tail(general)
         if len(gallery) > 1:
             rng = np.random.default_rng(0)
             columns = rng.permutation(len(gallery))[:SAMPLE]

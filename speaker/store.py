@@ -31,6 +31,10 @@ from speaker.store_file import Database, default_path
 __all__ = ["Print", "Speaker", "Store", "default_path", "same_model"]
 
 
+INSERT = """INSERT INTO prints (speaker, vector, crc, model, migrated_from, quality, source, created)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Speaker:
     """A known person; `seconds` of speech in all prints."""
@@ -103,17 +107,27 @@ class Store:
         `model` is needed once, for the first. `quality` and `sources` have an entry for each print; `metadata` is
         added to the speaker's.
         """
-        name, rows = checked_name(name), _checked(vectors)
+        with self.database.writing():
+            self.add_speaker(name, metadata or {})
+            return self.add_prints(name, vectors, model=model, quality=quality, sources=sources)
+
+    def add_prints(
+        self, name: str, vectors: ArrayLike, *, model: str | None, quality: Sequence[Mapping[str, Any]] = (),
+        sources: Sequence[str] = (), migrated_from: str | None = None, created: str | None = None,
+    ) -> list[int]:  # fmt: skip
+        """As `enroll`, for a known speaker and inside of `database.writing`, where many calls are one transaction."""
+        rows = _checked(vectors)
         if not (len(quality) in (0, len(rows)) and len(sources) in (0, len(rows))):
             raise StoreError(f"{len(rows)} prints, but {len(quality)} qualities and {len(sources)} sources")
-        with self.database.writing():
-            settled = self._settle(model, rows.shape[1])
-            speaker = self._speaker(name, metadata or {})
-            return [
-                _insert(self.database, speaker, row, settled, dict(quality[i]) if quality else {},
-                        sources[i] if sources else "")
-                for i, row in enumerate(rows)
-            ]  # fmt: skip
+        settled, number = self._settle(model, rows.shape[1]), self.number_of(name)
+        numbers = []
+        for i, row in enumerate(rows):
+            data = row.astype("<f4").tobytes()
+            facts = _json(quality[i]) if quality else "{}"
+            values = (number, data, zlib.crc32(data), settled, migrated_from, facts, sources[i] if sources else "",
+                      created or _now())  # fmt: skip
+            numbers.append(self.database.execute(INSERT, values).lastrowid)
+        return numbers
 
     def speakers(self) -> list[Speaker]:
         """All, by name."""
@@ -200,7 +214,9 @@ class Store:
 
     def number_of(self, name: str) -> int:
         """Key of a speaker; StoreError that suggests similar names."""
-        found = self.database.read("SELECT id FROM speakers WHERE name = ?", (unicodedata.normalize("NFC", name),))
+        found = self.database.read(
+            "SELECT id FROM speakers WHERE name = ?", (unicodedata.normalize("NFC", name).strip(),)
+        )
         if found:
             return found[0][0]
         names = [row[0] for row in self.database.read("SELECT name FROM speakers ORDER BY name")]
@@ -233,17 +249,16 @@ class Store:
             self.database.set_about("dim", str(dim))
         return known or model or ""
 
-    def _speaker(self, name: str, metadata: Mapping[str, Any]) -> int:
+    def add_speaker(self, name: str, metadata: Mapping[str, Any]) -> None:
+        """Make the speaker known, or add to what is known; inside of `database.writing`."""
+        name = checked_name(name)
         found = self.database.execute("SELECT id, metadata FROM speakers WHERE name = ?", (name,)).fetchone()
         if found is None:
-            values = (name, _json(metadata), _now())
-            return self.database.execute(
-                "INSERT INTO speakers (name, metadata, created) VALUES (?, ?, ?)", values
-            ).lastrowid
-        if metadata:
+            self.database.execute("INSERT INTO speakers (name, metadata, created) VALUES (?, ?, ?)",
+                                  (name, _json(metadata), _now()))  # fmt: skip
+        elif metadata:
             joined = _json(json.loads(found[1]) | dict(metadata))
             self.database.execute("UPDATE speakers SET metadata = ? WHERE id = ?", (joined, found[0]))
-        return found[0]
 
 
 def same_model(first: str, second: str) -> bool:
@@ -267,17 +282,6 @@ def _checked(vectors: ArrayLike) -> NDArray[np.float32]:
     if not (np.isfinite(rows).all() and rows.any(axis=1).all()):
         raise StoreError("a print is zero, NaN or infinite; its recording is no speech")
     return rows
-
-
-def _insert(
-    database: Database, speaker: int, vector: NDArray[np.float32], model: str, quality: dict[str, Any], source: str
-) -> int:
-    data = vector.astype("<f4").tobytes()
-    values = (speaker, data, zlib.crc32(data), model, _json(quality), source, _now())
-    return database.execute(
-        "INSERT INTO prints (speaker, vector, crc, model, quality, source, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        values,
-    ).lastrowid
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -1,312 +1,334 @@
-"""`speaker enroll`, `speaker identify`, and `speaker store ...`: voiceprints of known speakers in one file."""
+"""Commands on voiceprints: enroll, identify, and `speaker store ...` to look after them."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.errors import SpeechError, StoreError
+from engine.errors import AudioError, StoreError
 
 if TYPE_CHECKING:
+    from speaker.embed import Embeddings
+    from speaker.identify import Identification
     from speaker.model import SpeakerEncoder
     from speaker.store import Store
 
-app = typer.Typer(
-    name="store", help="Voiceprints of known speakers: look at them, change and remove them.", no_args_is_help=True,
-    rich_markup_mode=None,
-)  # fmt: skip
 StorePath = Annotated[
-    Path | None, typer.Option("--store", help="File of voiceprints.", show_default="VOXCODE_STORE, or the user's own")
+    Path | None, typer.Option("--store", help="File of voiceprints.", show_default="VOXCODE_STORE, or the user's data")
 ]
 Model = Annotated[str | None, typer.Option(help="Name or folder of an encoder.", show_default="ecapa")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
-KEY = "VOXCODE_STORE_KEY"  # an option would stand in the list of processes, for all to see
+KEY = "VOXCODE_STORE_KEY"  # key of an encrypted store
+
+manage = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the store of voiceprints.")
 
 
 def enroll(
     name: Annotated[str, typer.Argument(metavar="NAME")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER...", help="Recordings of this speaker alone.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER...")],
     store: StorePath = None,
-    metadata: Annotated[str, typer.Option(help="About the speaker, a JSON object.")] = "{}",
-    anyway: Annotated[bool, typer.Option("--anyway", help="Take recordings of poor quality, too.")] = False,
     model: Model = None,
+    metadata: Annotated[str | None, typer.Option(help="JSON object to keep with the speaker.")] = None,
+    force_quality: Annotated[bool, typer.Option("--force-quality", help="Take recordings of poor quality.")] = False,
 ) -> None:
-    """Add a speaker, or recordings to one: a print for each. What is of no use is refused, with the reason."""
-    from speaker.embed import embed_files
-    from speaker.model import default, load
+    """Add a person's recordings to the store, a print for each; nothing is stored if one of them is refused."""
     from speaker.recordings import find_recordings
 
-    facts = _metadata(metadata)
+    extra = _metadata(metadata)
+    encoder = _encoder(model)
     recordings = find_recordings(files)
-    encoder = load(model or default())
-    with _open(store, encoder, create=True) as opened:
-        qualities, refused = _assessed(encoder, recordings, anyway)
-        found = embed_files(encoder, list(qualities))
-        refused |= found.failed
-        if found.names:
-            opened.enroll(
-                name, found.vectors, model=found.model, metadata=facts, sources=found.names,
-                quality=[qualities[Path(path)] for path in found.names],
-            )  # fmt: skip
-    for path, reason in refused.items():
-        print(f"speaker: {path} is not taken: {reason.removeprefix(f'{path}: ')}", file=sys.stderr)
-    if not found.names:
-        raise StoreError(f"{name} is not enrolled: none of {len(recordings)} recordings can be used (--anyway takes "
-                         "what holds any speech)")  # fmt: skip
-    print(f"{name}: {len(found.names)} print{'s' if len(found.names) > 1 else ''} in {opened.path}")
-    if refused:
-        raise typer.Exit(1)
+    quality = [_check_quality(encoder, path, force_quality) for path in recordings]
+    found = _embed(encoder, recordings)
+    with _open(store, create=True, model=found.model) as opened:
+        numbers = opened.enroll(name, found.vectors, model=found.model, metadata=extra, sources=found.names,
+                                quality=quality)  # fmt: skip
+        total = len(opened.prints(name))
+        print(f"{name}: {len(numbers)} {_plural(len(numbers), 'print')} added, {total} in {opened.path}")
 
 
 def identify(
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="A recording of one speaker; - reads it from stdin.")],
+    file: Annotated[str, typer.Argument(metavar="FILE|-")],
     store: StorePath = None,
     false_positive_rate: Annotated[
-        float, typer.Option(help="How often a stranger may be taken for somebody enrolled.")
+        float, typer.Option(help="How often an unknown voice may be taken for a known one, whatever their number.")
     ] = 0.01,
-    prior: Annotated[float, typer.Option(help="How probable it is that the speaker is enrolled.")] = 0.5,
-    threshold: Annotated[float | None, typer.Option(help="Decide by this score instead of the rate.")] = None,
+    prior: Annotated[float, typer.Option(help="How probable it is beforehand that the speaker is enrolled.")] = 0.5,
+    threshold: Annotated[float | None, typer.Option(help="Decide by the cosine instead, from here on.")] = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Who of the enrolled speakers is it, or nobody we know? Exit status 0 somebody, 1 nobody, 2 trouble."""
-    from engine import checkpoint
-    from speaker.embed import embed_files
-    from speaker.identify import OpenSet, cohort_of
-    from speaker.model import default, load
-    from speaker.verify import calibration_of
-
-    folder = checkpoint.find(model or default())
-    encoder = load(folder)
-    with _open(store, encoder) as opened, _recording(file) as path:
-        gallery = opened.gallery()  # an empty store is told of before anything is embedded
-        calibration = calibration_of(folder, encoder)
-        decide = OpenSet(gallery, cohort_of(folder, opened.model), calibration)
-        found = embed_files(encoder, [path])
-    for reason in found.failed.values():
-        raise SpeechError(reason.replace(str(path), file))
-    quality = found.quality[0]
-    if quality.seconds == 0 or (calibration is not None and quality.seconds < calibration.shortest):
-        raise SpeechError(f"{file}: not enough speech, {quality.seconds:.2f} s")
-    answer = decide.identify(
-        found.vectors[0], false_positive_rate=false_positive_rate, prior=prior, seconds=quality.seconds,
-        threshold=threshold,
-    )  # fmt: skip
-    for warning in quality.warnings():
-        print(f"speaker: warning: {file}: {warning}", file=sys.stderr)
+    """Who is speaking, or nobody we know? Exit status 0 for a known speaker, 1 for nobody, 2 for trouble."""
+    if not 0 < false_positive_rate < 1 or not 0 < prior < 1:
+        raise StoreError(f"rate and prior lie between 0 and 1; got {false_positive_rate} and {prior}")
+    with _open(store) as opened:
+        opened.gallery()  # an empty store is told before seconds of loading
+        encoder = _encoder(model)
+        opened.check_model(_name(encoder))
+        with tempfile.TemporaryDirectory() as folder:
+            found = _embed(encoder, [_from_stdin(Path(folder)) if file == "-" else Path(file)])
+        source, quality = ("stdin" if file == "-" else file), found.quality[0]
+        if quality.seconds == 0:
+            raise AudioError(f"{source}: no speech found, it is silence")
+        for sentence in quality.warnings():
+            print(f"speaker: warning: {source}: {sentence}", file=sys.stderr)
+        answer = _decide(
+            opened, encoder, model, found.vectors[0], quality.seconds, false_positive_rate, prior, threshold
+        )
     print(json.dumps(answer.as_dict()) if as_json else answer.as_text())
     if answer.speaker is None:
         raise typer.Exit(1)
 
 
-@app.command("list")
+@manage.command("list")
 def list_speakers(store: StorePath = None, as_json: Json = False) -> None:
-    """All speakers: prints, seconds of speech, since when."""
-    with _open(store) as opened:
-        found = opened.speakers()
-        if as_json:
-            print(json.dumps({"model": opened.model, "speakers": [vars(each) for each in found]}))
-            return
-        width = max([len(each.name) for each in found], default=0)
-        for each in found:
-            print(f"{each.name:<{width}}  {each.num_prints:>3} prints  {each.seconds:7.1f} s  since {each.created}")
-        print(f"{len(found)} speakers, prints of {opened.model or 'no model yet'}", file=sys.stderr)
+    """Everybody in the store."""
+    from dataclasses import asdict
 
-
-@app.command()
-def show(name: Annotated[str, typer.Argument()], store: StorePath = None, as_json: Json = False) -> None:
-    """One speaker: what is known, and where each print comes from."""
     with _open(store) as opened:
-        opened.number_of(name)
-        about = next(each for each in opened.speakers() if each.name == _composed(name))
-        prints: list[dict[str, Any]] = [
-            {"id": p.id, "source": p.source, "created": p.created, "model": p.model,
-             "migrated_from": p.migrated_from, "quality": p.quality}
-            for p in opened.prints(name)
-        ]  # fmt: skip
+        found, model = opened.speakers(), opened.model
     if as_json:
-        print(json.dumps({**vars(about), "prints": prints}))
+        print(json.dumps({"model": model, "speakers": [asdict(each) for each in found]}, ensure_ascii=False))
         return
-    print(f"{about.name}: {about.num_prints} prints, {about.seconds:.1f} s of speech, since {about.created}")
-    for key, value in about.metadata.items():
-        print(f"  {key}: {value}")
-    for each in prints:
-        spoken = each["quality"].get("seconds")
-        seconds = "" if spoken is None else f"  {spoken:.1f} s"
-        print(f"  print {each['id']}{seconds}  {each['created']}  {each['source']}")
+    for each in found:
+        print(f"{each.name}\t{each.num_prints} {_plural(each.num_prints, 'print')}\t{each.seconds:.1f} s of speech")
+    print(f"{len(found)} {_plural(len(found), 'speaker')}, prints of {model or 'no model yet'}", file=sys.stderr)
 
 
-@app.command()
-def rename(
-    old: Annotated[str, typer.Argument()], new: Annotated[str, typer.Argument()], store: StorePath = None
-) -> None:
+@manage.command()
+def show(name: str, store: StorePath = None, as_json: Json = False) -> None:
+    """The prints of a speaker."""
+    with _open(store) as opened:
+        prints = opened.prints(name)
+        person = next(each for each in opened.speakers() if each.name == name)
+    facts = [{"id": p.id, "source": p.source, "model": p.model, "migrated_from": p.migrated_from, "created": p.created,
+              "quality": p.quality} for p in prints]  # fmt: skip
+    if as_json:
+        print(json.dumps({"name": name, "metadata": person.metadata, "prints": facts}, ensure_ascii=False))
+        return
+    print(f"{name}: since {person.created}, metadata {json.dumps(person.metadata, ensure_ascii=False)}")
+    for p in prints:
+        migrated = f", migrated from {p.migrated_from}" if p.migrated_from else ""
+        print(f"{p.id}\t{p.created}\t{p.quality.get('seconds', 0):.1f} s\t{p.model}{migrated}\t{p.source}")
+
+
+@manage.command()
+def rename(old: str, new: str, store: StorePath = None) -> None:
     """Give a speaker another name."""
     with _open(store) as opened:
         opened.rename(old, new)
     print(f"{old} is {new} now")
 
 
-@app.command()
-def merge(
-    source: Annotated[str, typer.Argument()], into: Annotated[str, typer.Argument()], store: StorePath = None
-) -> None:
-    """Give all prints of one speaker to another: two names, one person."""
+@manage.command()
+def merge(source: str, into: str, store: StorePath = None) -> None:
+    """Give all prints of one speaker to another; the first is gone then."""
     with _open(store) as opened:
         opened.merge(source, into)
-    print(f"{source} is part of {into} now")
+        print(f"{into}: {len(opened.prints(into))} prints, {source} is gone")
 
 
-@app.command()
+@manage.command()
 def delete(
-    name: Annotated[str, typer.Argument()],
-    print_id: Annotated[int | None, typer.Option("--print", help="This print only.")] = None,
+    name: str,
+    print_id: Annotated[int | None, typer.Option("--print", help="Only this print, see `speaker store show`.")] = None,
     store: StorePath = None,
 ) -> None:
-    """Remove a speaker, or one print, from the bytes of the file too."""
+    """Remove a speaker, or a print; nothing of it is left in the file."""
     with _open(store) as opened:
         opened.delete(name, print_id)
-    print(f"{name} is gone" if print_id is None else f"print {print_id} of {name} is gone")
+    print(f"{name} is deleted" if print_id is None else f"{name}: print {print_id} is deleted")
 
 
-@app.command("export")
-def export_prints(
-    out: Annotated[Path, typer.Option("--out", help="File to write, .json.")], store: StorePath = None,
-    force: Force = False,
-) -> None:  # fmt: skip
-    """Write all speakers and prints as JSON, to be imported elsewhere. It holds biometric data: keep it as such."""
-    from speaker.store_exchange import write
+@manage.command("export")
+def export_store(
+    out: Annotated[Path, typer.Argument(metavar="FILE.npz")], store: StorePath = None, force: Force = False
+) -> None:
+    """Write everything into one .npz that `speaker store import` reads. It is not encrypted."""
+    from speaker.transfer import export_prints
 
+    if out.suffix != ".npz":
+        raise StoreError(f"{out}: the name must end in .npz")
     if out.exists() and not force:
         raise StoreError(f"{out} exists; --force overwrites it")
     with _open(store) as opened:
-        print(f"{out}: {write(opened, out)} prints")
+        print(f"{out}: {export_prints(opened, out)} prints")
 
 
-@app.command("import")
-def import_prints(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="What `speaker store export` wrote.")],
-    store: StorePath = None,
-) -> None:
-    """Add the speakers and prints of another store; those that are there already are left out."""
-    from speaker.store_exchange import read
+@manage.command("import")
+def import_store(file: Annotated[Path, typer.Argument(metavar="FILE.npz")], store: StorePath = None) -> None:
+    """Add what `store export` or `embed` wrote (there the speaker is the folder of a recording)."""
+    from speaker.transfer import import_prints
 
     with _open(store, create=True) as opened:
-        added, known = read(opened, source)
-    print(f"{opened.path}: {added} prints added" + (f", {known} were there already" if known else ""))
+        print(f"{opened.path}: {import_prints(opened, file)} prints added")
 
 
-@app.command()
-def audit(store: StorePath = None, as_json: Json = False) -> None:
-    """Look for two names of one voice, prints unlike the others of their speaker, and two voices under one name."""
-    from engine import checkpoint
-    from speaker.audit import audit as look
-    from speaker.model import load
-    from speaker.verify import calibration_of
+@manage.command()
+def audit(
+    store: StorePath = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Find damage, one voice under two names, two voices under one, prints unlike the others. Exit status 1 if any."""
+    from dataclasses import asdict
+
+    from speaker.audit import audit as find
 
     with _open(store) as opened:
         damage = opened.check()
-        name = opened.model.partition("@")[0]
-        if name not in checkpoint.shipped():
-            raise StoreError(f"the prints are of {opened.model}, which is not shipped: there is no calibration to "
-                             "judge them by")  # fmt: skip
-        folder = checkpoint.find(name)
-        calibration = calibration_of(folder, load(folder))
-        if calibration is None:
-            raise StoreError(f"{name} has no calibration to judge prints by")
-        found = look(opened.prints(), calibration)
+        findings = [] if damage else find(opened, _open_set(opened, model))
     if as_json:
-        print(json.dumps({"damage": damage, "findings": [vars(each) for each in found]}))
+        print(json.dumps({"damage": damage, "findings": [asdict(each) for each in findings]}, ensure_ascii=False))
     else:
-        for line in [*damage, *(each.as_text() for each in found)]:
+        for line in [*damage, *(each.sentence for each in findings)]:
             print(line)
-        print(f"{len(found)} findings", file=sys.stderr)
-    if found or damage:
+        if not damage and not findings:
+            print("nothing found")
+    if damage or findings:
         raise typer.Exit(1)
 
 
-@app.command()
-def rescue(
-    broken: Annotated[Path, typer.Argument(metavar="BROKEN")],
-    out: Annotated[Path, typer.Option("--out", help="New store to write.")],
+@manage.command()
+def migrate(
+    to: Annotated[str, typer.Option("--to", help="Encoder that the prints shall be of.")],
+    recordings: Annotated[Path, typer.Option(help="Folder of speakers' recordings that both encoders embed.")],
+    model: Annotated[str | None, typer.Option(help="Encoder of the store's prints.", show_default="its name")] = None,
+    store: StorePath = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Write; without, only the loss is measured.")] = False,
 ) -> None:
-    """Copy what can still be read of a damaged store into a new one."""
-    from speaker.store_exchange import rescue as recover
+    """Turn prints into those of another encoder by a linear map; what that costs is measured and shown first."""
+    from speaker.collections import speaker_of
+    from speaker.migrate import best_penalty, learn, measure, migrate_store
+    from speaker.model import load
+    from speaker.recordings import find_recordings
+
+    with _open(store) as opened:
+        before, after = load(model or opened.model.partition("@")[0]), load(to)
+        opened.check_model(_name(before))
+        files = find_recordings([recordings])
+        pairs = [_embed(each, files) for each in (before, after)]
+        speakers = [speaker_of(name) for name in pairs[0].names]
+        penalty = best_penalty(pairs[0].vectors, pairs[1].vectors, speakers)
+        print(measure(pairs[0].vectors, pairs[1].vectors, speakers, penalty).as_text())
+        if not yes:
+            print("nothing was written; --yes writes", file=sys.stderr)
+            return
+        count = migrate_store(opened, learn(pairs[0].vectors, pairs[1].vectors, penalty), _name(after))
+        print(f"{opened.path}: {count} prints migrated to {_name(after)}")
+
+
+@manage.command()
+def rescue(
+    broken: Path, out: Annotated[Path, typer.Option("--out", help="Store to create.")], force: Force = False
+) -> None:
+    """Copy what is left of a damaged store into a new one."""
+    from speaker.rescue import rescue as recover
 
     if out.exists():
-        raise StoreError(f"{out} exists; name a store that is not there yet")
-    prints, lost = recover(broken, out, os.environ.get(KEY))
-    print(f"{out}: {prints} prints of {broken}" + (f"; {lost} could not be read" if lost else ""))
-    if lost:
-        raise typer.Exit(1)
+        if not force:
+            raise StoreError(f"{out} exists; --force overwrites it")
+        out.unlink()
+    print(recover(broken, out, os.environ.get(KEY)))
 
 
-def _open(path: Path | None, encoder: SpeakerEncoder | None = None, create: bool = False) -> Store:
+def _check_quality(encoder: SpeakerEncoder, path: Path, forced: bool) -> dict[str, Any]:
+    """Figures to keep with a print. The one place that refuses a recording: silence always, the rest unless forced."""
+    from dataclasses import asdict
+
+    from engine import audio
+    from speaker.enrolment import assess_enrolment
+
+    rate = encoder.config.front_end.sample_rate
+    found = assess_enrolment(encoder, audio.load(path, rate, mono=True)[0][0], rate)
+    problems, silent = found.reasons(), found.quality.seconds == 0
+    if silent or not (found.acceptable or forced):
+        way_out = "" if silent else "; --force-quality takes it all the same"
+        raise AudioError(f"{path} is not enrolled: {'; '.join(problems)}{way_out}")
+    for sentence in problems:
+        print(f"speaker: warning: {path}: {sentence}", file=sys.stderr)
+    figures = asdict(found.quality) | {"snr": found.snr, "agreement": found.agreement}
+    return {name: round(value, 4) for name, value in figures.items() if value == value} | {"warnings": problems}
+
+
+def _decide(
+    store: Store, encoder: SpeakerEncoder, model: str | None, vector: Any, seconds: float, rate: float, prior: float,
+    threshold: float | None,
+) -> Identification:  # fmt: skip
+    from speaker.identify import Identification
+
+    if threshold is None:
+        return _open_set(store, model, encoder).identify(vector, false_positive_rate=rate, prior=prior, seconds=seconds)
+    matches = store.search(vector)
+    best = matches[0]
+    return Identification(
+        speaker=best.name if best.cosine >= threshold else None, best=best.name, score=best.cosine, threshold=threshold,
+        cosine=best.cosine, llr=None, posterior=None, unknown=None, num_speakers=len(store.gallery()),
+        false_positive_rate=None, candidates=[(match.name, match.cosine) for match in matches],
+    )  # fmt: skip
+
+
+def _open_set(store: Store, model: str | None, encoder: SpeakerEncoder | None = None) -> Any:
+    from engine import checkpoint
+    from speaker.identify import OpenSet, cohort_of
+    from speaker.model import default
+    from speaker.verify import calibration_of
+
+    encoder = encoder or _encoder(model)
+    store.check_model(_name(encoder))
+    folder = checkpoint.find(model or default())
+    return OpenSet(store.gallery(), cohort_of(folder, _name(encoder)), calibration_of(folder, encoder))
+
+
+def _open(path: Path | None, create: bool = False, model: str | None = None) -> Store:
     from speaker.store import Store
 
-    model = None if encoder is None else f"{encoder.name}@{encoder.digest}"
-    return Store.open(path, model=model, create=create, key=os.environ.get(KEY))
+    return Store.open(path, create=create, model=model, key=os.environ.get(KEY))
 
 
-def _metadata(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise StoreError(f'--metadata is a JSON object such as \'{{"team": "sales"}}\', got {text!r}') from error
-    if not isinstance(found, dict):
-        raise StoreError(f'--metadata is a JSON object such as \'{{"team": "sales"}}\', got {text!r}')
+def _encoder(model: str | None) -> SpeakerEncoder:
+    from speaker.model import default, load
+
+    return load(model or default())
+
+
+def _name(encoder: SpeakerEncoder) -> str:
+    return f"{encoder.name}@{encoder.digest}"
+
+
+def _embed(encoder: SpeakerEncoder, files: list[Path]) -> Embeddings:
+    from speaker.embed import embed_files
+
+    found = embed_files(encoder, files)
+    for path, reason in found.failed.items():
+        raise AudioError(reason if path in reason else f"{path}: {reason}")
     return found
 
 
-def _assessed(
-    encoder: SpeakerEncoder, recordings: list[Path], anyway: bool
-) -> tuple[dict[Path, dict[str, float]], dict[str, str]]:
-    """Figures of the recordings that may be enrolled, and why the others may not."""
-    from engine import audio
-    from engine.errors import AudioError
-    from speaker.enrolment import assess_enrolment
-
-    rate, taken, refused = encoder.config.front_end.sample_rate, {}, {}
-    for path in recordings:
-        try:
-            quality = assess_enrolment(encoder, audio.load(path, rate, mono=True)[0][0], rate)
-        except AudioError as error:
-            refused[str(path)] = str(error)
-            continue
-        if not quality.acceptable and not (anyway and quality.quality.seconds > 0):
-            refused[str(path)] = "; ".join(quality.reasons())
-            continue
-        for reason in quality.reasons():
-            print(f"speaker: warning: {path}: {reason}", file=sys.stderr)
-        figures = {**vars(quality.quality), "snr": quality.snr, "agreement": quality.agreement}
-        taken[path] = {key: round(float(value), 4) for key, value in figures.items() if value == value}
-    return taken, refused
-
-
-def _composed(name: str) -> str:
-    import unicodedata
-
-    return unicodedata.normalize("NFC", name)
-
-
-@contextlib.contextmanager
-def _recording(name: str) -> Iterator[Path]:
-    """The file, or what stdin holds as a temporary one."""
-    if name != "-":
-        yield Path(name)
-        return
+def _from_stdin(folder: Path) -> Path:
     data = sys.stdin.buffer.read()
     if not data:
-        raise SpeechError("nothing came in; is the microphone on?")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "stdin.wav"
-        path.write_bytes(data)
-        yield path
+        raise AudioError("stdin is empty; pipe a WAV into it, such as `arecord -d 5 -f S16_LE -r 16000 | speaker ...`")
+    path = folder / "stdin.wav"
+    path.write_bytes(data)
+    return path
+
+
+def _metadata(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise StoreError(f"--metadata is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise StoreError("""--metadata is a JSON object, such as '{"team": "north"}'""")
+    return found
+
+
+def _plural(count: int, noun: str) -> str:
+    return noun if count == 1 else f"{noun}s"

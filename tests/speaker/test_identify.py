@@ -1,111 +1,158 @@
-"""speaker/gallery.py, speaker/identify.py: the best match, and false alarms as often as asked for."""
+"""Open-set decisions on drawn voices: how often strangers are accepted, whatever the number of the known."""
+
+import math
 
 import numpy as np
 import pytest
 
-from engine.errors import ScoreError, StoreError
+from engine.errors import ScoreError
+from speaker.audit import audit
 from speaker.calibration import Calibration
 from speaker.gallery import Gallery
-from speaker.identify import OpenSet, posteriors
+from speaker.identify import OpenSet, cohort_of, line_of_tail, posteriors
+from speaker.migrate import best_penalty, learn, measure, migrate_store
+from speaker.store import Store
 
 DIM = 48
+SHAPE = np.geomspace(2, 0.3, DIM)
 
 
-def speakers(rng, count):
-    return rng.standard_normal((count, DIM)) * np.linspace(1.5, 0.5, DIM)
+def voices(count, seed):
+    return np.random.default_rng(seed).normal(size=(count, DIM)) * SHAPE
 
 
-def prints(rng, voices, spread=0.6):
-    return voices + spread * rng.standard_normal(voices.shape)
+def takes(people, each, seed, noise=0.5):
+    """(n, D) -> (n * each, D): recordings of each."""
+    rng = np.random.default_rng(seed)
+    return np.repeat(people, each, 0) + noise * rng.normal(size=(len(people) * each, DIM))
 
 
-def gallery_of(rng, count):
-    voices = speakers(rng, count)
-    return Gallery([f"s{i:04}" for i in range(count)], prints(rng, voices)), voices
+def decider(count, seed=0, shift=0.0, **more):
+    people = voices(count, seed) + shift
+    gallery = Gallery([f"s{k // 3}" for k in range(3 * count)], takes(people, 3, seed + 1))
+    return people, OpenSet(gallery, voices(300, 99), **more)
 
 
-def test_search_finds_the_mean_of_the_prints():
-    rng = np.random.default_rng(0)
-    voices = speakers(rng, 30)
-    names = [f"s{i}" for i in range(30)] * 3
-    gallery = Gallery(names, np.concatenate([prints(rng, voices) for _ in range(3)]), np.ones(90))
-    assert len(gallery) == 30 and gallery.seconds.tolist() == [3.0] * 30
-    queries = prints(rng, voices)
-    found = gallery.search(queries, top=3)
-    unit = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    for query, matches in zip(unit, found, strict=True):
-        slow = sorted(((float(gallery.means[i] @ query), name) for i, name in enumerate(gallery.names)), reverse=True)
-        assert [m.name for m in matches] == [name for _, name in slow[:3]]
-        assert [m.cosine for m in matches] == pytest.approx([cosine for cosine, _ in slow[:3]], abs=1e-6)
+@pytest.mark.parametrize("count", [10, 100, 1000, 5000])
+def test_strangers_are_accepted_as_seldom_as_asked(count):
+    """Over several galleries, with an interval: at 5 % of 3,000 strangers 1.3 times the target is 195."""
+    accepted = tried = 0
+    for seed in range(0, 30, 10):
+        _, decide = decider(count, seed)
+        scores = decide.standardized(takes(voices(1000, seed + 5), 1, seed + 6)).max(1)
+        accepted, tried = accepted + int((scores >= decide.threshold(0.05)).sum()), tried + len(scores)
+    assert accepted / tried < 0.05 * 1.3
+    assert count < 100 or accepted / tried > 0.005  # it is no threshold that nobody passes
 
 
-def test_two_stages_with_all_candidates_are_exact_and_with_few_nearly():
-    rng = np.random.default_rng(1)
-    gallery, voices = gallery_of(rng, 500)
-    queries = prints(rng, voices[:100])
-    exact = [matches[0].name for matches in gallery.search(queries)]
-    every = gallery.search(queries, first_dims=8, candidates=500)
-    assert [matches[0].name for matches in every] == exact
-    few = gallery.search(queries, first_dims=16, candidates=50)
-    assert np.mean([a[0].name == b for a, b in zip(few, exact, strict=True)]) > 0.9
-    with pytest.raises(StoreError, match="first_dims is 1 to 48"):
-        gallery.search(queries, first_dims=49)
+def test_a_threshold_that_ignores_the_number_of_the_known_fails():
+    _, small = decider(10)
+    _, large = decider(1000)
+    strangers = takes(voices(1000, 5), 1, 6)
+    assert (large.standardized(strangers).max(1) >= small.threshold(0.05)).mean() > 0.065
+    assert large.threshold(0.05) < large.threshold(0.01) < large.threshold(0.001)
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
-def test_an_approximate_index_tells_its_recall(kind):
-    pytest.importorskip("faiss")
-    rng = np.random.default_rng(2)
-    gallery, voices = gallery_of(rng, 3000)
-    assert 0.8 < gallery.use_index(kind) <= 1
-    found = gallery.search(prints(rng, voices[:50], 0.1))
-    assert np.mean([matches[0].name == f"s{i:04}" for i, matches in enumerate(found)]) > 0.8
+def test_voices_of_one_place_are_told_apart_although_the_cohort_is_of_another():
+    shift = 1.5 * np.random.default_rng(3).normal(size=DIM) * SHAPE
+    _, decide = decider(100, shift=shift)
+    strangers = takes(voices(1000, 5) + shift, 1, 6)
+    assert (decide.standardized(strangers).max(1) >= decide.threshold(0.05)).mean() < 0.065
 
 
-@pytest.mark.parametrize("count", [10, 100, 2000])
-def test_strangers_are_taken_for_somebody_as_often_as_allowed(count):
-    rng = np.random.default_rng(count)
-    cohort = prints(rng, speakers(rng, 400), 0.2)
-    wrong, total, right = 0, 0, []
-    for _ in range(max(1, 200 // count)):
-        gallery, voices = gallery_of(rng, count)
-        decide = OpenSet(gallery, cohort)
-        needed = decide.threshold(0.05)
-        strangers = prints(rng, speakers(rng, 1000))
-        wrong, total = wrong + int((decide.standardized(strangers).max(1) >= needed).sum()), total + 1000
-        again = decide.standardized(prints(rng, voices))
-        right += (again.argmax(1) == np.arange(count))[again.max(1) >= needed].tolist()
-    assert wrong / total < 0.05 * 1.3 and (wrong / total > 0.005)
-    assert np.mean(right) > 0.99
-
-
-def test_the_threshold_grows_with_the_gallery():
-    rng = np.random.default_rng(5)
-    cohort = prints(rng, speakers(rng, 200))
-    thresholds = [OpenSet(gallery_of(rng, count)[0], cohort).threshold(0.01) for count in (20, 200, 2000)]
-    assert thresholds == sorted(thresholds) and thresholds[-1] > thresholds[0] + 0.3
+def test_known_voices_are_found_and_strangers_are_nobody():
+    people, decide = decider(50)
+    found = [decide.identify(probe) for probe in takes(people, 1, 77, noise=0.2)]
+    right = np.mean([answer.speaker == f"s{k}" for k, answer in enumerate(found)])
+    assert right > 0.9
+    answer = decide.identify(voices(1, 5)[0])
+    assert answer.speaker is None and answer.best in decide.gallery.names and "nobody we know" in answer.as_text()
+    assert answer.posterior is None and answer.score < answer.threshold
+    assert answer.candidates[0][0] == answer.best and len(answer.candidates) == 5
 
 
 def test_posteriors_are_bayes_rule():
-    each, unknown = posteriors(np.log([8.0, 2.0, 0.5]), prior=0.6)
-    weights = np.array([0.2 * 8, 0.2 * 2, 0.2 * 0.5, 0.4])
-    np.testing.assert_allclose([*each, unknown], weights / weights.sum())
-    each, unknown = posteriors(np.array([800.0, 0.0]), prior=0.5)
-    assert each[0] == pytest.approx(1) and unknown == pytest.approx(0)
-    with pytest.raises(ScoreError, match="between 0 and 1"):
-        posteriors(np.zeros(2), prior=1)
+    ratios, prior = np.array([2.0, -1.0, 0.5]), 0.3
+    joint = [0.1 * math.exp(r) for r in ratios] + [0.7]
+    each, unknown = posteriors(ratios, prior)
+    np.testing.assert_allclose([*each, unknown], np.array(joint) / sum(joint))
+    each, unknown = posteriors(np.array([800.0, -800.0]), 0.5)
+    assert each[0] == 1 and unknown == 0
+    with pytest.raises(ScoreError, match="prior"):
+        posteriors(ratios, 1.0)
 
 
-def test_an_answer_says_all_there_is():
-    rng = np.random.default_rng(6)
-    gallery, voices = gallery_of(rng, 20)
-    calibration = Calibration(["m@1:cosine"], [], [10.0], -4.0, 0.5, 10, 5, 0.5)
-    decide = OpenSet(gallery, prints(rng, speakers(rng, 100)), calibration)
-    answer = decide.identify(prints(rng, voices[7:8], 0.1)[0], seconds=3.0)
-    assert answer.speaker == answer.best == "s0007" and answer.candidates[0][0] == "s0007"
-    assert answer.llr == pytest.approx(10 * answer.cosine - 4) and 0 < answer.unknown < answer.posterior < 1
-    assert answer.as_text().startswith("s0007: score")
-    nobody = decide.identify(speakers(rng, 1)[0], seconds=3.0)
-    assert nobody.speaker is None and nobody.as_text().startswith("nobody we know, the nearest is s")
-    with pytest.raises(ScoreError, match="how alike strangers are"):
-        OpenSet(gallery, prints(rng, speakers(rng, 10)))
+def test_the_posterior_needs_a_calibration():
+    made = Calibration(["x@1:cosine"], ["seconds"], [14.0, 1.2, -1.6, -0.1], -3.9, 0.1, 100, 10, 0.5)
+    people, decide = decider(20, calibration=made)
+    answer = decide.identify(people[3], seconds=5.0)
+    assert answer.best == "s3" and 0 < answer.posterior < 1 and 0 < answer.unknown < 1
+    assert decide.identify(people[3], seconds=5.0, prior=0.01).posterior < answer.posterior
+
+
+def test_the_line_is_that_of_a_normal_tail():
+    values = 0.3 + 1.7 * np.random.default_rng(0).normal(size=200_000)
+    a, b = line_of_tail(values)
+    assert a + 2 * b == pytest.approx(0.3 + 2 * 1.7, abs=0.03) and a + 5 * b == pytest.approx(0.3 + 5 * 1.7, abs=0.2)
+    few = line_of_tail(values[:3])
+    assert few[1] > 0
+
+
+def test_without_a_cohort_many_voices_are_needed():
+    gallery = Gallery(["a", "b"], voices(2, 0))
+    with pytest.raises(ScoreError, match="--threshold"):
+        OpenSet(gallery)
+    assert OpenSet(Gallery([str(k) for k in range(60)], voices(60, 0))).threshold(0.01) > 2
+    with pytest.raises(ScoreError, match="rate"):
+        decider(20)[1].threshold(0.0)
+
+
+def test_a_cohort_of_other_weights_is_not_used(tmp_path):
+    assert cohort_of(tmp_path, "m@1") is None
+    np.savez(tmp_path / "cohort.npz", embeddings=voices(3, 0), model="m@1")
+    assert cohort_of(tmp_path, "renamed@1").shape == (3, DIM)
+    with pytest.warns(UserWarning, match="not for m@2"):
+        assert cohort_of(tmp_path, "m@2") is None
+    (tmp_path / "cohort.npz").write_text("x")
+    with pytest.raises(ScoreError, match="no cohort"):
+        cohort_of(tmp_path, "m@1")
+
+
+def test_the_audit_finds_what_was_hidden(tmp_path):
+    people = voices(22, 0)
+    with Store.open(tmp_path / "v.db", create=True) as store:
+        for number, person in enumerate(people[:20]):
+            store.enroll(f"s{number}", takes(person[None], 4, number, 0.15), model="m@1")
+        assert audit(store, OpenSet(store.gallery(), voices(300, 99))) == []
+        store.enroll("double", takes(people[:1], 4, 50, 0.15))
+        odd = store.enroll("s5", takes(people[20:21], 1, 51, 0.15))
+        second = store.enroll("s7", takes(people[21:22], 3, 52, 0.15))
+        found = audit(store, OpenSet(store.gallery(), voices(300, 99)))
+        assert [(f.kind, f.names, f.prints) for f in found] == [
+            ("duplicate", ["double", "s0"], []),
+            ("outlier", ["s5"], odd),
+            ("two voices", ["s7"], second),
+        ]
+        assert "store merge" in found[0].sentence and f"--print {odd[0]}" in found[1].sentence
+
+
+def test_a_migration_maps_prints_and_says_what_it_costs(tmp_path):
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0]
+    people, names = voices(60, 0), [f"s{k // 4}" for k in range(240)]
+    old = takes(people, 4, 1)
+    new = old @ turn + 0.05 * rng.normal(size=old.shape)
+    penalty = best_penalty(old, new, names)
+    loss = measure(old, new, names, penalty)
+    assert loss.cosine > 0.97 and loss.mapped_eer <= loss.native_eer + 1 and loss.speakers == 60
+    noise = measure(old, rng.normal(size=old.shape), names, penalty)
+    assert noise.cosine < 0.3 and noise.mapped_eer > 30  # what has nothing to do with it is not praised
+    with Store.open(tmp_path / "v.db", create=True) as store:
+        store.enroll("Ada", old[:4], model="a@1")
+        assert migrate_store(store, learn(old, new, penalty), "b@2") == 4
+        assert store.model == "b@2" and {p.migrated_from for p in store.prints()} == {"a@1"}
+        native = Gallery(["Ada"] * 4, new[:4]).search(new[:1])[0][0].cosine
+        assert store.search(new[0])[0].cosine == pytest.approx(native, abs=0.03)
+        migrate_store(store, learn(new, old, penalty), "c@3")
+        assert {p.migrated_from for p in store.prints()} == {"a@1"}
+    assert not any(old[0].astype("<f4").tobytes() in each.read_bytes() for each in tmp_path.iterdir())
