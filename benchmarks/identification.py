@@ -206,8 +206,8 @@ def real(
     vectors = unit(simulation.recordings(np.repeat(people, 12, 0), rng))
     for size in sorted(sizes):
         rows.append(["simulated", str(size), *of_draws(vectors, np.repeat(np.arange(84), 12), cohort, size, rate)])
-    told = ("Real speakers, those of a list in and out of the gallery by turns, and simulated ones; intervals: speakers "
-            "drawn again.")  # fmt: skip
+    told = ("Real speakers, those of a list in and out of the gallery by turns, and simulated ones; intervals: "
+            "speakers drawn again.")  # fmt: skip
     return report.table(["speakers", "enrolled", "FPIR %", "FNIR %"], rows) + f"\n\n{told}"
 
 
