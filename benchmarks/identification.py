@@ -6,8 +6,9 @@
 Large galleries are simulated: a speaker is drawn from a normal distribution about one of the training corpora, with the
 covariance of its speakers' mean embeddings drawn half way to that of all, and each recording adds what differs within
 speakers. `--train` is the manifest that this is fitted on. Real strangers and speakers, of `--trials`, are measured in
-galleries as large as a list allows, and simulated ones of the same sizes beside them. A speaker has three prints, a
-probe is one recording. Intervals are 95 %: Wilson's for drawn probes, over draws of speakers for real ones.
+galleries as large as a list allows (a list needs more than 12 speakers), and simulated ones of the same sizes beside
+them. A speaker has three prints, a probe is one recording. Intervals are 95 %: Wilson's for drawn probes, speakers
+drawn again for real ones.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def simulated(simulation: Simulation, cohort: NDArray | None, sizes: Sequence[in
         print(*rows[-1], sep="\t", file=sys.stderr, flush=True)
     heading = ["enrolled (simulated)", "FPIR %", "of target", "FNIR %", "threshold", "ms"]
     told = (f"Target {100 * rate:g} %. FPIR: strangers taken for somebody; FNIR: the known not recognized or taken for "
-            "another. ms: one decision, one thread. Embeddings of simulated speakers, see above.")  # fmt: skip
+            "another. ms: one decision, one thread. Embeddings of simulated speakers.")  # fmt: skip
     return report.table(heading, rows) + f"\n\n{told}"
 
 
@@ -205,7 +206,8 @@ def real(
     vectors = unit(simulation.recordings(np.repeat(people, 12, 0), rng))
     for size in sorted(sizes):
         rows.append(["simulated", str(size), *of_draws(vectors, np.repeat(np.arange(84), 12), cohort, size, rate)])
-    told = "Real speakers, those of a list in and out of the gallery by turns; intervals over draws of galleries."
+    told = ("Real speakers, those of a list in and out of the gallery by turns, and simulated ones; intervals: "
+            "speakers drawn again.")  # fmt: skip
     return report.table(["speakers", "enrolled", "FPIR %", "FNIR %"], rows) + f"\n\n{told}"
 
 

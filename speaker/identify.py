@@ -71,7 +71,7 @@ class Identification:
         nearest = "" if self.speaker else f", the nearest is {self.best}"
         chance = "" if self.posterior is None else f", probability {self.posterior:.1%}"
         rate = self.false_positive_rate
-        aim = "" if rate is None else f" for at most {rate:.4g} of unknown voices accepted"
+        aim = "" if rate is None else f" (target: {rate:.4g} of unknown voices accepted)"
         return (f"{who}{nearest}: score {self.score:.2f}, needed {self.threshold:.2f} among {self.num_speakers:,} "
                 f"{'speaker' if self.num_speakers == 1 else 'speakers'}{aim}{chance}")  # fmt: skip
 
