@@ -45,6 +45,7 @@ NO_RECIPES = {
     "train",
     "recipe",
     "calibrate",
+    "diarization",
     "export",
     "cache",
     "teach",
