@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.errors import AudioError
 from engine.features import STD_EPS, TOP_DECIBELS, FrontEndConfig
-from speaker.long_features import unnormalized
+from speaker.long_features import sliding_windows, unnormalized, window_means
 
 __all__ = ["LiveFeatures"]
 
@@ -94,7 +94,8 @@ class LiveFeatures:
         if kind == "none":
             return frames
         if kind == "sliding_mean":
-            return frames - self._sliding_mean(start, stop)
+            first, width = sliding_windows(start, stop, self.config.sliding_frames, self.num_frames)
+            return frames - window_means(self._raw, first - self._kept, width)
         count = self.num_frames
         mean = (self._sum + raw.sum(1, dtype=torch.float64)) / count
         frames = frames - mean[:, None].float()
@@ -103,11 +104,3 @@ class LiveFeatures:
         squares = self._squares + raw.double().square().sum(1)
         variance = (squares - count * mean.square()).clamp_min(0) / max(count - 1, 1)
         return frames / (variance.sqrt()[:, None].float() + STD_EPS)
-
-    def _sliding_mean(self, start: int, stop: int) -> Tensor:
-        """Mean of the `sliding_frames` frames around each; at the ends of those nearest to the end."""
-        width = min(self.config.sliding_frames, self.num_frames)
-        first = torch.arange(start, stop) - self.config.sliding_frames // 2
-        first = first.clamp(min=0, max=self.num_frames - width) - self._kept
-        sums = torch.nn.functional.pad(self._raw.double().cumsum(1), (1, 0))
-        return ((sums[:, first + width] - sums[:, first]) / width).float()

@@ -18,7 +18,7 @@ from engine.errors import AudioError
 from engine.features import STD_EPS, TOP_DECIBELS, FrontEnd, FrontEndConfig
 from speaker.moments import Moments
 
-__all__ = ["LongFeatures", "unnormalized"]
+__all__ = ["LongFeatures", "sliding_windows", "unnormalized", "window_means"]
 
 PIECE_FRAMES = 1024
 
@@ -65,13 +65,25 @@ class LongFeatures:
 
     def _sliding_mean(self, start: int, stop: int) -> Tensor:
         """Mean of the `sliding_frames` frames around each; at the ends of the file of those nearest to the end."""
-        width = min(self.config.sliding_frames, self.num_frames)
-        first = torch.arange(start, stop) - self.config.sliding_frames // 2
-        first = first.clamp(min=0, max=self.num_frames - width)
+        first, width = sliding_windows(start, stop, self.config.sliding_frames, self.num_frames)
         offset = int(first[0])
-        sums = self._raw(offset, int(first[-1]) + width).double().cumsum(1)
-        sums = torch.nn.functional.pad(sums, (1, 0))
-        return ((sums[:, first - offset + width] - sums[:, first - offset]) / width).float()
+        return window_means(self._raw(offset, int(first[-1]) + width), first - offset, width)
+
+
+def sliding_windows(start: int, stop: int, size: int, num_frames: int) -> tuple[Tensor, int]:
+    """First frames (stop - start,) and length of the windows of `size` around frames `start` to `stop`.
+
+    At the ends of the `num_frames` they are those nearest to the end.
+    """
+    width = min(size, num_frames)
+    first = torch.arange(start, stop) - size // 2
+    return first.clamp(min=0, max=num_frames - width), width
+
+
+def window_means(frames: Tensor, first: Tensor, width: int) -> Tensor:
+    """Means of (F, T) over the `width` frames from each of `first` (n,) on: (F, n)."""
+    sums = torch.nn.functional.pad(frames.double().cumsum(1), (1, 0))
+    return ((sums[:, first + width] - sums[:, first]) / width).float()
 
 
 def _pieces(config: FrontEndConfig, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
