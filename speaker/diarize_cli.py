@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,11 +94,9 @@ def _found(
     folder = checkpoint.find(model or default())
     encoder = load(folder, device)
     if store is not None:
-        from speaker.store import Store
+        from speaker.store import Store, default_key
 
-        with Store.open(
-            store, model=f"{encoder.name}@{encoder.digest}", key=os.environ.get("VOXCODE_STORE_KEY")
-        ) as voices:
+        with Store.open(store, model=f"{encoder.name}@{encoder.digest}", key=default_key()) as voices:
             gallery = voices.gallery()
         enrolled = dict(zip(gallery.names, gallery.means, strict=True))
     console = Console(stderr=True)

@@ -26,9 +26,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from engine.errors import StoreError
 from speaker.gallery import Gallery, Match
-from speaker.store_file import Database, default_path
+from speaker.store_file import Database, default_key, default_path
 
-__all__ = ["Print", "Speaker", "Store", "default_path", "same_model"]
+__all__ = ["Print", "Speaker", "Store", "default_key", "default_path", "same_model"]
 
 
 INSERT = """INSERT INTO prints (speaker, vector, crc, model, migrated_from, quality, source, created)

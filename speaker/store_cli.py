@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -25,7 +24,6 @@ StorePath = Annotated[
 Model = Annotated[str | None, typer.Option(help="Name or folder of an encoder.", show_default="ecapa")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
-KEY = "VOXCODE_STORE_KEY"  # key of an encrypted store
 
 manage = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the store of voiceprints.")
 
@@ -230,12 +228,13 @@ def rescue(
 ) -> None:
     """Copy what is left of a damaged store into a new one."""
     from speaker.rescue import rescue as recover
+    from speaker.store import default_key
 
     if out.exists():
         if not force:
             raise StoreError(f"{out} exists; --force overwrites it")
         out.unlink()
-    print(recover(broken, out, os.environ.get(KEY)))
+    print(recover(broken, out, default_key()))
 
 
 def _check_quality(encoder: SpeakerEncoder, path: Path, forced: bool) -> dict[str, Any]:
@@ -287,9 +286,9 @@ def _open_set(store: Store, model: str | None, encoder: SpeakerEncoder | None = 
 
 
 def _open(path: Path | None, create: bool = False, model: str | None = None) -> Store:
-    from speaker.store import Store
+    from speaker.store import Store, default_key
 
-    return Store.open(path, create=create, model=model, key=os.environ.get(KEY))
+    return Store.open(path, create=create, model=model, key=default_key())
 
 
 def _encoder(model: str | None) -> SpeakerEncoder:

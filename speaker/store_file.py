@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.errors import StoreError
 
-__all__ = ["VERSION", "Database", "default_path", "translated"]
+__all__ = ["VERSION", "Database", "default_key", "default_path", "translated"]
 
 VERSION = 1  # PRAGMA user_version
 APPLICATION = 0x564F5850  # "VOXP", PRAGMA application_id
@@ -45,6 +45,11 @@ def default_path() -> Path:
     else:
         base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     return base / "voxcode" / "voiceprints.db"
+
+
+def default_key() -> str | None:
+    """Key of an encrypted store, VOXCODE_STORE_KEY: an option would stand in the list of processes, for all to see."""
+    return os.environ.get("VOXCODE_STORE_KEY")
 
 
 class Database:

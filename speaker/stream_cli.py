@@ -93,9 +93,9 @@ def _known(path: Path | None, model: str) -> Collection:
     import numpy as np
 
     from speaker.collections import Collection
-    from speaker.store import Store
+    from speaker.store import Store, default_key
 
-    with Store.open(path, model=model, key=os.environ.get("VOXCODE_STORE_KEY")) as opened:
+    with Store.open(path, model=model, key=default_key()) as opened:
         gallery = opened.gallery()
         return Collection(gallery.names, gallery.means.astype(np.float64), gallery.seconds, opened.model)
 
@@ -103,9 +103,10 @@ def _known(path: Path | None, model: str) -> Collection:
 def _read(path: Path, model: str) -> Collection:
     """Ready embeddings; SpeechError if another model made them."""
     from speaker.collections import read
+    from speaker.store import same_model
 
     prints = read(path)
-    if prints.model.rpartition("@")[2] != model.rpartition("@")[2]:
+    if not same_model(prints.model, model):
         raise SpeechError(f"the prints are embeddings of {prints.model}, not of {model}; embed the recordings again")
     return prints
 
