@@ -46,6 +46,11 @@ class Calibration:
                              f"scores of shape {scores.shape}")  # fmt: skip
         return np.asarray(features(scores, quality, self.quality) @ np.array(self.weights) + self.offset)
 
+    def of_scores(self, scores: Floats, first: Floats | float, second: Floats | float) -> Floats:
+        """Log-likelihood ratios of (n,) scores; seconds of speech on either side, (n,) or one for all."""
+        sides = np.stack([np.broadcast_to(each, scores.shape) for each in (first, second)], axis=1)
+        return self.llr(scores[:, None], {"seconds": sides})
+
     def check_systems(self, systems: list[str]) -> None:
         """ScoreError if the scores are not those that it was made for."""
         if [_without_name(each) for each in systems] != [_without_name(each) for each in self.systems]:

@@ -38,11 +38,7 @@ def ratios(directions: Floats, seconds: Floats, calibration: Calibration | None)
     cosines = directions @ directions.T
     if calibration is None:
         return cosines
-    rows = []
-    for row, own in zip(cosines, seconds, strict=True):
-        sides = {"seconds": np.stack([np.full(len(seconds), own), seconds], axis=1)}
-        rows.append(calibration.llr(row[:, None], sides))
-    return np.stack(rows)
+    return np.stack([calibration.of_scores(row, own, seconds) for row, own in zip(cosines, seconds, strict=True)])
 
 
 def ahc(

@@ -127,8 +127,8 @@ class OpenSet:
         needed = self.threshold(false_positive_rate)
         llr, posterior, unknown = None, None, None
         if self.calibration is not None and math.isfinite(seconds):
-            sides = np.stack([np.nan_to_num(self.gallery.seconds, nan=seconds), np.full(len(z), seconds)], axis=1)
-            ratios = self.calibration.llr(cosines[:, None].astype(np.float64), {"seconds": sides})
+            enrolled = np.nan_to_num(self.gallery.seconds, nan=seconds)
+            ratios = self.calibration.of_scores(cosines.astype(np.float64), enrolled, seconds)
             each, unknown = posteriors(ratios, prior)
             llr, posterior = float(ratios[best]), float(each[best])
         order = np.argsort(-z, kind="stable")[:top]

@@ -36,10 +36,9 @@ def match(
         raise ScoreError(f"enrolled embeddings have {known.shape[1]} numbers, those of this model {means.shape[1]}; "
                          "embed with the same model")  # fmt: skip
     cosines = unit(means) @ unit(known).T
-    ratios = np.zeros_like(cosines)
-    for row, spoken in enumerate(seconds):
-        sides = {"seconds": np.tile([[spoken, ENROLLED_SECONDS]], (len(names), 1))}
-        ratios[row] = calibration.llr(cosines[row][:, None], sides)
+    ratios = np.stack([
+        calibration.of_scores(row, spoken, ENROLLED_SECONDS) for row, spoken in zip(cosines, seconds, strict=True)
+    ])  # fmt: skip
     # Below the threshold a pair is worth nothing: it must not keep two others apart.
     worth = np.maximum(ratios - threshold, 0)
     rows, columns = linear_sum_assignment(worth, maximize=True)
