@@ -5,13 +5,15 @@ Each takes labels, a teacher's embeddings (`--set teacher=FILE.npz`, see recipes
 
 from __future__ import annotations
 
-from engine.features import kaldi_fbank, kaldi_mfcc, nemo_mel
+from dataclasses import replace
+
+from engine.features import kaldi_fbank, kaldi_mfcc, nemo_mel, plp
 from recipes.harness.augment import AugmentConfig
 from recipes.recipe import SpeakerRecipe
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
 from speaker.backbones.resnet import resnet
 from speaker.backbones.titanet import small
-from speaker.backbones.xvector import XvectorConfig
+from speaker.backbones.xvector import XvectorConfig, extended
 
 # Cheap beside a step: 5 ms a crop on the core that trains. Rooms are synthetic; for noise, name recordings and set
 # augment.noise_probability.
@@ -41,6 +43,39 @@ def xvector() -> SpeakerRecipe:
     """The x-vector network (Snyder et al. 2018)."""
     network = XvectorConfig(num_bins=30)
     return SpeakerRecipe(name="xvector", front_end=kaldi_mfcc(30), network=network, augment=AUGMENT)
+
+
+# The four networks that BUT fused for VoxSRC 2019 (Zeinali et al., arXiv 1910.12592), at about half their width: 20 to
+# 7,600 Hz, the mean of 3 s around each frame taken off; half of them with softmax alone, half with an angular margin.
+BUT_BAND = {"high_hz": 7600.0, "normalization": "sliding_mean"}
+
+
+def but_resnet() -> SpeakerRecipe:
+    """BUT's ResNet34 on 40 mel bands, trained with softmax."""
+    network = resnet(34, channels=16, num_bins=40)
+    return SpeakerRecipe(
+        name="but_resnet", front_end=kaldi_fbank(40, **BUT_BAND), network=network, augment=AUGMENT, margin=0.0
+    )
+
+
+def but_resnet_margin() -> SpeakerRecipe:
+    """The same with additive angular margin, from another start."""
+    return replace(but_resnet(), name="but_resnet_margin", margin=0.2, seed=2)
+
+
+def but_tdnn() -> SpeakerRecipe:
+    """BUT's extended x-vector network on 40 mel bands, trained with softmax."""
+    network = replace(extended(channels=256, stats_channels=768), num_bins=40, embedding_dim=256)
+    return SpeakerRecipe(
+        name="but_tdnn", front_end=kaldi_fbank(40, **BUT_BAND), network=network, augment=AUGMENT, margin=0.0
+    )
+
+
+def but_tdnn_plp() -> SpeakerRecipe:
+    """BUT's x-vector network on 30 PLP coefficients, with additive angular margin."""
+    network = XvectorConfig(num_bins=30, channels=256, stats_channels=768, embedding_dim=256)
+    front_end = plp(30, 40, **BUT_BAND)
+    return SpeakerRecipe(name="but_tdnn_plp", front_end=front_end, network=network, augment=AUGMENT)
 
 
 def tiny() -> SpeakerRecipe:

@@ -3,6 +3,9 @@
 Speech that is played faster or slower is another voice, so each recording is embedded at several speeds. What training
 with `teacher=FILE.npz` then needs is looked up by the sha256 of the samples; the teacher itself is needed no more.
 Recordings of one speaker beyond --speaker-seconds, in a fixed random order, are left out.
+
+What FILE holds already is kept and not embedded again, so a command that was interrupted continues when it is given
+again, and more manifests can be added to a file later.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from recipes.teachers import load_teacher
 RATE = 16_000
 MOST_SECONDS = 20.0  # of a recording; more does not change an embedding by much
 LEAST_SECONDS = 0.5
+SAVE_SECONDS = 120.0  # between two writings of the file
 
 
 @dataclass(frozen=True)
@@ -71,24 +75,47 @@ def chosen(utterances: Sequence[Utterance], speaker_seconds: float) -> list[Utte
 
 def teach(name: str, manifests: Sequence[str], out: Path, speeds: Sequence[float], speaker_seconds: float,
           cache: Path) -> None:  # fmt: skip
-    """Embed and write."""
+    """Embed what `out` does not have yet, and write."""
+    found = begun(out, name, tuple(round(factor, 4) for factor in speeds))
     embed = load_teacher(name)
     samples, utterances = build_cache(list(manifests), cache, RATE)
-    picked = chosen(utterances, speaker_seconds)
-    rows, begun, said = [], time.monotonic(), 0.0
+    picked = [u for u in chosen(utterances, speaker_seconds) if u.sha256 not in found]
+    started, said = time.monotonic(), time.monotonic()
     for number, u in enumerate(picked, 1):
         count = min(u.num_samples, int(MOST_SECONDS * RATE))
         wav = samples[u.start : u.start + count].astype(np.float32) / np.float32(32768)
-        rows.append([embed(wav if factor == 1 else speed(wav, factor)) for factor in speeds])
-        spent = time.monotonic() - begun
-        if spent > said + 30:
-            said = spent
-            print(f"{number:,} of {len(picked):,}, {spent / number * (len(picked) - number) / 60:.0f} min left",
-                  file=sys.stderr, flush=True)  # fmt: skip
+        vectors = [embed(wav if factor == 1 else speed(wav, factor)) for factor in speeds]
+        found[u.sha256] = np.array(vectors, dtype=np.float16)
+        if time.monotonic() > said + SAVE_SECONDS:
+            said = time.monotonic()
+            save(out, name, speeds, found)
+            left = (said - started) / number * (len(picked) - number) / 60
+            print(f"{number:,} of {len(picked):,}, {left:.0f} min left", file=sys.stderr, flush=True)
+    save(out, name, speeds, found)
+
+
+def begun(out: Path, name: str, speeds: tuple[float, ...]) -> dict[str, NDArray[np.float16]]:
+    """Embeddings (S, D) by the sha256 of the recording, of a file to go on with; ConfigError if it is of another kind.
+
+    Nothing where there is no file.
+    """
+    if not out.exists():
+        return {}
+    targets = load_targets(out)
+    if (targets.teacher, targets.speeds) != (name, speeds):
+        raise ConfigError(
+            f"{out} was made by {targets.teacher} at the speeds {targets.speeds}, not by {name} at {speeds}; "
+            "choose another --out"
+        )
+    return {digest: targets.embeddings[row].astype(np.float16) for digest, row in targets.rows.items()}
+
+
+def save(out: Path, name: str, speeds: Sequence[float], found: dict[str, NDArray[np.float16]]) -> None:
+    """Write all or nothing."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial, partial.open("wb") as file:
-        np.savez(file, teacher=np.array(name), speeds=np.array(speeds), embeddings=np.array(rows, dtype=np.float16),
-                 sha256=np.array([u.sha256 for u in picked]))  # fmt: skip
+        np.savez(file, teacher=np.array(name), speeds=np.array(speeds), embeddings=np.array(list(found.values())),
+                 sha256=np.array(list(found)))  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -164,6 +164,30 @@ def test_teach_writes_what_training_reads(manifest, tmp_path, monkeypatch):
     assert np.all(found.embeddings[:, 0, 0] == 24_000) and np.all(abs(found.embeddings[:, 1, 0] - 12_000) < 10)
 
 
+def test_teach_goes_on_with_what_a_file_holds(manifest, tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(teach, "load_teacher", lambda name: lambda wav: heard.append(0) or np.ones(2, np.float32))
+    monkeypatch.setattr(teach, "SAVE_SECONDS", 0.0)
+    out = tmp_path / "targets.npz"
+    given = ["fake", "--data", str(manifest), "--out", str(out), "--cache", str(manifest.parent / "cache")]
+    assert teach.main([*given, "--speeds", "1", "--speaker-seconds", "2.5"]) == 0
+    assert len(heard) == 11 * 2 + 3
+    assert teach.main([*given, "--speeds", "1"]) == 0
+    assert len(heard) == len(load_targets(out).rows) == 12 * 3  # each recording once, whatever the run
+    assert teach.main([*given, "--speeds", "1", "2"]) == 2
+    assert len(load_targets(out).rows) == 12 * 3
+
+
+@pytest.mark.parametrize("name", ["ecapa", "titanet", "resnet34", "xvector", "but_resnet", "but_resnet_margin",
+                                  "but_tdnn", "but_tdnn_plp"])  # fmt: skip
+def test_recipes_make_encoders(name):
+    recipe = train.find_recipe(f"speaker:{name}")
+    assert recipe.name == name
+    encoder = speaker.SpeakerEncoder(recipe.model).eval()
+    with torch.inference_mode():
+        assert torch.isfinite(encoder(0.1 * torch.randn(1, RATE))).all()
+
+
 def test_collapse_is_spread_within_over_spread_between():
     means = np.array([[1.0, 0.0], [-1.0, 0.0]])
     points = np.repeat(means, 2, axis=0) + np.array([[0, 0.5], [0, -0.5]] * 2)
