@@ -58,13 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = [u for u in utterances if not u.speaker.endswith(UNLABELLED)]
         held_out = [u for u in known if is_validation(u.speaker, options.percent)]
         train = [u for u in known if not is_validation(u.speaker, options.percent)]
+        names, vectors = recordings_of_speakers(encoder, samples, train)
         if options.centre:
-            centre(encoder, mean_embeddings(encoder, samples, train)[1].mean(0))
+            mean = mean_embeddings(names, vectors)[1].mean(0)
+            centre(encoder, mean)
+            vectors = vectors - mean
             card = (options.model / "README.md").read_text(encoding="utf-8")
             speaker.save(options.model, encoder, card)
             encoder = speaker.load(options.model)
         print(calibrate(encoder, options.model, samples, held_out, options.noise, options.prior))
-        print(write_cohort(encoder, options.model, samples, train))
+        print(write_cohort(encoder, options.model, names, vectors))
     except SpeechError as error:
         print(f"calibrate: error: {error}", file=sys.stderr)
         return 2
@@ -126,9 +129,8 @@ def spoken(
                 yield name, wav
 
 
-def write_cohort(encoder: SpeakerEncoder, folder: Path, samples: np.ndarray, utterances: list[Utterance]) -> str:
-    """Write a mean direction for each speaker; returns a line about it."""
-    names, vectors = recordings_of_speakers(encoder, samples, utterances)
+def write_cohort(encoder: SpeakerEncoder, folder: Path, names: list[str], vectors: NDArray[np.float64]) -> str:
+    """Write a mean direction for each of the speakers `names` (n,) of embeddings (n, D); returns a line about it."""
     speakers, means = speaker_means(vectors, names)
     with (folder / "cohort.npz").open("wb") as file:
         model = np.array(f"{encoder.name}@{encoder.digest}")
@@ -138,14 +140,11 @@ def write_cohort(encoder: SpeakerEncoder, folder: Path, samples: np.ndarray, utt
     return f"{folder / 'cohort.npz'}: {len(speakers)} speakers"
 
 
-def mean_embeddings(
-    encoder: SpeakerEncoder, samples: np.ndarray, utterances: list[Utterance]
-) -> tuple[list[str], NDArray[np.float64]]:
-    """Speakers, and the mean (S, D) of their embeddings as they come, but for a few that are far too long.
+def mean_embeddings(names: list[str], vectors: NDArray[np.float64]) -> tuple[list[str], NDArray[np.float64]]:
+    """Speakers, and the mean (S, D) of their embeddings (n, D) as they come, but for a few that are far too long.
 
     Of a recording that breaks off into digital silence the embedding may be fifty times as long as of others.
     """
-    names, vectors = recordings_of_speakers(encoder, samples, utterances)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors * np.minimum(1, 2 * np.median(length) / np.maximum(length, 1e-9))
     speakers, rows = np.unique(names, return_inverse=True)

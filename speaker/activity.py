@@ -30,11 +30,11 @@ Active = NDArray[np.bool_]
 WIN_SECONDS = 0.025
 BANDS = 12  # of equal width: then noise keeps the same distance from its minimum in all of them
 BAND_HZ = (150.0, 4000.0)
-FLOOR_SECONDS = 3.0  # in which every band is expected to fall to the noise once: between words, or between sounds
+FLOOR_SECONDS = 5.0  # in which every band is expected to fall to the noise once: between words, or between sounds
 # So far below its mean lies the minimum over FLOOR_SECONDS of noise averaged over 5 frames (white noise, simulated).
-MINIMUM_DB = 3.3
+MINIMUM_DB = 3.5
 ABSOLUTE_DB = -65.0  # dBFS of a band; below, it counts as silence, whatever digital silence may be below that
-ON_DB, OFF_DB = 4.5, 2.5  # mean over bands of the distance to the noise: starts speech, keeps it on
+ON_DB, OFF_DB = 3.0, 1.5  # mean over bands of the distance to the noise: starts speech, keeps it on
 BELOW_LOUD_DB = 38.0  # what is so far below the loud frames of the recording is no speech to be attributed
 
 
