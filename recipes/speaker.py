@@ -6,6 +6,7 @@ Each takes labels, a teacher's embeddings (`--set teacher=FILE.npz`, see recipes
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from engine.features import kaldi_fbank, kaldi_mfcc, nemo_mel, plp
 from recipes.harness.augment import AugmentConfig
@@ -47,7 +48,7 @@ def xvector() -> SpeakerRecipe:
 
 # The four networks that BUT fused for VoxSRC 2019 (Zeinali et al., arXiv 1910.12592), at about half their width: 20 to
 # 7,600 Hz, the mean of 3 s around each frame taken off; half of them with softmax alone, half with an angular margin.
-BUT_BAND = {"high_hz": 7600.0, "normalization": "sliding_mean"}
+BUT_BAND: dict[str, Any] = {"high_hz": 7600.0, "normalization": "sliding_mean"}
 
 
 def but_resnet() -> SpeakerRecipe:

@@ -6,6 +6,7 @@ Played faster or slower a voice is another one, with a label of its own (Yamamot
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -112,6 +113,23 @@ class SpeakerCrops(SpeechCrops):
             parts.append(self._read(others[number].start, min(missing, others[number].num_samples)))
             missing -= len(parts[-1])
         return np.resize(np.roll(np.concatenate(parts), int(rng.integers(count))), count)
+
+
+def centred(targets: Targets, utterances: list[Utterance]) -> Targets:
+    """Take the mean over the speakers of `utterances` off a teacher's embeddings.
+
+    Where they all point one way, most of what is imitated is that way, and cosines hardly tell speakers apart: of CAM++
+    two speakers have 0.41 on average with the mean and 0.06 without, its equal error rate on held-out training speakers
+    is 3.5 and 3.0 %.
+    """
+    found: dict[str, list[int]] = {}
+    for u in utterances:
+        if u.sha256 in targets.rows:
+            found.setdefault(u.speaker, []).append(targets.rows[u.sha256])
+    if not found:
+        return targets
+    mean = np.mean([targets.embeddings[rows].mean((0, 1)) for rows in found.values()], axis=0)
+    return replace(targets, embeddings=targets.embeddings - mean)
 
 
 def _alone(utterance: Utterance) -> Utterance:

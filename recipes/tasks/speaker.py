@@ -15,7 +15,7 @@ from engine.errors import ConfigError
 from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import SpeechCrops, Utterance
 from recipes.harness.optim import cyclic, make_optimizer, warmup_cosine, warmup_stable_decay
-from recipes.harness.speakers import SpeakerCrop, SpeakerCrops
+from recipes.harness.speakers import SpeakerCrop, SpeakerCrops, centred
 from recipes.harness.task import Task
 from recipes.recipe import SpeakerRecipe
 from recipes.teach import load_targets
@@ -63,7 +63,7 @@ class SpeakerTask(Task):
     def prepare(self, samples: np.ndarray, train: list[Utterance], held_out: list[Utterance]) -> SpeechCrops:
         """Labels, targets, and the layers whose size depends on how many of them there are."""
         recipe = self.recipe
-        targets = load_targets(recipe.teacher) if recipe.teacher else None
+        targets = centred(load_targets(recipe.teacher), train) if recipe.teacher else None
         chain = None
         if recipe.augment != AugmentConfig():
             voices = [samples[u.start : u.start + u.num_samples] for u in train]

@@ -12,7 +12,7 @@ import speaker
 from engine.errors import ConfigError
 from recipes import export, teach, train
 from recipes.harness.data import Utterance, build_cache
-from recipes.harness.speakers import SpeakerCrops
+from recipes.harness.speakers import SpeakerCrops, centred
 from recipes.recipe import SpeakerRecipe
 from recipes.speaker import tiny
 from recipes.tasks.speaker import SpeakerTask, collapse
@@ -152,6 +152,15 @@ def test_what_a_teacher_has_not_heard_is_an_error(manifest, targets, tmp_path):
         SpeakerTask(train.override(tiny(), ["nested=[16]"]))
     with pytest.raises(ConfigError, match="there is no teacher 'x'; there are campplus, ge2e"):
         load_teacher("x")
+
+
+def test_the_mean_of_the_speakers_is_taken_off_the_teacher():
+    said = Utterance("a", "one", 0, 10, "a"), Utterance("b", "one", 10, 10, "b"), Utterance("c", "two", 20, 10, "c")
+    embeddings = np.array([[[1.0, 5.0]], [[3.0, 5.0]], [[6.0, 1.0]], [[0.0, 0.0]]], np.float32)
+    targets = Targets("x", (1.0,), {"a": 0, "b": 1, "c": 2, "d": 3}, embeddings)
+    found = centred(targets, list(said))  # speakers count alike, however many recordings they have
+    assert np.allclose(found.embeddings, embeddings - np.array([4.0, 3.0]))
+    assert np.array_equal(centred(targets, []).embeddings, embeddings)
 
 
 def test_teach_writes_what_training_reads(manifest, tmp_path, monkeypatch):
