@@ -94,9 +94,9 @@ has seen. A cosine is no probability; thresholds differ from one use to the next
 
 TEACHERS = {
     "campplus": "Teacher: CAM++ (`speech_campplus_sv_zh_en_16k-common_advanced` of 3D-Speaker, Apache-2.0), its "
-    "embeddings of the undisturbed recordings; none of its weights are in here.",
-    "ge2e": "Teacher: GE2E of Resemblyzer (Apache-2.0), its embeddings of the undisturbed recordings; none of its "
-    "weights are in here.",
+    "embeddings of the undisturbed recordings, their mean taken off; none of its weights are in here.",
+    "ge2e": "Teacher: GE2E of Resemblyzer (Apache-2.0), its embeddings of the undisturbed recordings, their "
+    "mean taken off; none of its weights are in here.",
 }
 
 

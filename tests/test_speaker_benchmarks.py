@@ -5,11 +5,12 @@ import pytest
 import torch
 
 import speaker
-from benchmarks import calibration, conversations, diarization, identification, live_speaker, verification
+from benchmarks import but_fusion, calibration, conversations, diarization, identification, live_speaker, verification
 from engine import audio
 from engine.errors import SpeechError
 from engine.features import kaldi_fbank
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
+from speaker.backbones.xvector import XvectorConfig
 from speaker.calibration import fit
 from speaker.model import SpeakerConfig, SpeakerEncoder
 from speaker.rttm import Segment
@@ -100,6 +101,42 @@ def test_encoders_together_are_the_mean_of_their_scores(folder):
     text = verification.measure([folder / "list.txt"], folder, both, [0], ["a", "b"])
     rows = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| list")]
     assert rows == ["a", "b", "a & b", "a - b", "a - a & b"]
+
+
+def test_the_fusion_of_networks_is_measured_beside_each_of_them(folder, tmp_path):
+    """Speakers, some held out, from a manifest; an x-vector network gets a PLDA."""
+    torch.manual_seed(1)
+    network = XvectorConfig(num_bins=40, channels=24, stats_channels=32, embedding_dim=16)
+    encoder = SpeakerEncoder(SpeakerConfig(front_end=kaldi_fbank(40), network=network)).eval()
+    speaker.save(tmp_path / "tdnn", encoder, "# x")
+    rows = [f"{path},train,demo,demo/{path.parent.name},1.5" for path in sorted(folder.glob("s*/*.wav"))]
+    (tmp_path / "train.csv").write_text("path,split,corpus,speaker,seconds\n" + "\n".join(rows) + "\n")
+    (tmp_path / "doc.md").write_text("<!-- but -->\n<!-- /but -->\n")
+    given = [
+        "--models",
+        folder / "mine",
+        tmp_path / "tdnn",
+        "--data",
+        tmp_path / "train.csv",
+        "--percent",
+        50,
+        "--cache",
+        tmp_path / "cache",
+        "--trials",
+        folder / "list.txt",
+        "--root",
+        folder,
+        "--seconds",
+        0,
+        1,
+    ]
+    assert but_fusion.main([str(a) for a in [*given, "--write", tmp_path / "doc.md"]]) == 0
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "doc.md").read_text().splitlines()
+             if line.startswith("| list")]  # fmt: skip
+    assert [row[1] for row in table[:3]] == ["mine", "tdnn", "fusion"] and len(table) == 4
+    whole = [float(row[2].split()[0]) for row in table[:3]]
+    assert float(table[3][1].split()[0]) == pytest.approx(whole[2] - min(whole[:2]), abs=0.011)
+    assert but_fusion.main([str(a) for a in ["--models", folder / "mine", *given[3:]]]) == 2
 
 
 @pytest.fixture
