@@ -100,8 +100,11 @@ TEACHERS = {
 }
 
 
-def export(run: Path, out: Path, note: str = "", best: bool = False) -> str:
-    """Write the folder `out` from the run's last checkpoint, or its best; return the sha256 of the weights."""
+def export(run: Path, out: Path, note: str = "", best: bool = False, average: Path | None = None) -> str:
+    """Write the folder `out` from the run's last checkpoint, or its best; return the sha256 of the weights.
+
+    With `average`, the encoder that the run began from, the weights are the mean of both.
+    """
     weights = run / "checkpoints" / ("best.ckpt" if best else "last.ckpt")
     for needed in (weights, run / "recipe.json", run / "data.json"):
         if not needed.exists():
@@ -113,8 +116,23 @@ def export(run: Path, out: Path, note: str = "", best: bool = False) -> str:
     state = {k.removeprefix(prefix): v for k, v in loaded["state_dict"].items() if k.startswith(prefix)}
     steps, note = int(loaded["global_step"]), f"- {note}\n" if note else ""
     if "network" in json.loads((run / "recipe.json").read_text()):
+        if average is not None:
+            state = averaged(state, average)
         return _export_speaker(load_recipe(run, SpeakerRecipe), state, steps, facts, out, note)
+    if average is not None:
+        raise CheckpointError("weights are averaged of speaker encoders only: means of codebooks code nothing")
     return _export_codec(load_recipe(run, _codec_kind(run)), state, steps, facts, out, note)
+
+
+def averaged(state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The mean of these weights and those of the encoder in `folder`, which training began from.
+
+    Such means are often better than both (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+    """
+    other = speaker.model.load(folder).state_dict()
+    if {k: v.shape for k, v in other.items()} != {k: v.shape for k, v in state.items()}:
+        raise CheckpointError(f"{folder} has other weights than the run: their mean means nothing")
+    return {k: (v + other[k]) / 2 if v.is_floating_point() else v for k, v in state.items()}
 
 
 def _codec_kind(run: Path) -> type[CodecRecipe]:
@@ -207,10 +225,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder; its name becomes the model's name")
     parser.add_argument("--best", action="store_true", help="the checkpoint that validated best, not the last one")
+    parser.add_argument("--average", type=Path, metavar="FOLDER", help="encoder that the run began from: take the mean")
     parser.add_argument("--note", default="", help="a line for the card: what the recipe does not say")
     options = parser.parse_args(arguments)
     try:
-        sha256 = export(options.run, options.out, options.note, options.best)
+        sha256 = export(options.run, options.out, options.note, options.best, options.average)
     except SpeechError as error:
         print(f"export: error: {error}", file=sys.stderr)
         return 2

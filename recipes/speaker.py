@@ -25,8 +25,9 @@ AUGMENT = AugmentConfig(
 
 
 def ecapa() -> SpeakerRecipe:
-    """ECAPA-TDNN with 512 channels (Desplanques et al. 2020)."""
-    return SpeakerRecipe(name="ecapa", network=EcapaTdnnConfig(), augment=AUGMENT)
+    """ECAPA-TDNN with 512 channels (Desplanques et al. 2020); its first 32, 64, 128 dimensions are embeddings too."""
+    network = EcapaTdnnConfig()
+    return SpeakerRecipe(name="ecapa", network=network, augment=AUGMENT, nested=(32, 64, 128), crop_seconds=(1.0, 2.6))
 
 
 def titanet() -> SpeakerRecipe:

@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 import speaker
-from engine.errors import ConfigError
+from engine.errors import CheckpointError, ConfigError
 from recipes import export, teach, train
 from recipes.harness.data import Utterance, build_cache
 from recipes.harness.speakers import SpeakerCrops, centred
@@ -77,6 +77,17 @@ def test_training_tells_voices_apart_and_the_export_embeds_them(manifest, target
     cosines = one @ other.T
     assert cosines.diagonal().mean() > cosines.mean() + 0.1
     assert (cosines.argmax(1) == torch.arange(8)).sum() >= 3  # by chance 1
+    assert (
+        export.main([str(tmp_path / "run"), "--out", str(tmp_path / "same"), "--average", str(tmp_path / "mine")]) == 0
+    )
+    assert speaker.load(tmp_path / "same").digest == encoder.digest
+    changed = {k: v + 1 if v.is_floating_point() else v for k, v in encoder.state_dict().items()}
+    half = export.averaged(changed, tmp_path / "mine")
+    assert all(
+        torch.allclose(half[k], v + 0.5, atol=1e-6) for k, v in encoder.state_dict().items() if v.is_floating_point()
+    )
+    with pytest.raises(CheckpointError, match="their mean means nothing"):
+        export.averaged({}, tmp_path / "mine")
     card = (tmp_path / "mine" / "README.md").read_text()
     assert "speaker_tiny" in card and "60 steps" in card and "{" not in card
 
