@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--percent", type=float, default=SpeakerRecipe(name="").validation_percent,
                         help="of the speakers that training held out")  # fmt: skip
     parser.add_argument("--centre", action="store_true", help="first move the mean of the training speakers to 0")
+    parser.add_argument("--leave-out", action="append", default=[], metavar="CORPUS",
+                        help="from the calibration: a corpus whose labels are not certain")  # fmt: skip
     parser.add_argument("--prior", type=float, default=0.1, help="of a target")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -58,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = [u for u in utterances if not u.speaker.endswith(UNLABELLED)]
         held_out = [u for u in known if is_validation(u.speaker, options.percent)]
         train = [u for u in known if not is_validation(u.speaker, options.percent)]
+        held_out = [u for u in held_out if u.speaker.split("/")[0] not in options.leave_out]
         names, vectors = recordings_of_speakers(encoder, samples, train)
         if options.centre:
             mean = mean_embeddings(names, vectors)[1].mean(0)
