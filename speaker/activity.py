@@ -34,7 +34,7 @@ FLOOR_SECONDS = 5.0  # in which every band is expected to fall to the noise once
 # So far below its mean lies the minimum over FLOOR_SECONDS of noise averaged over 5 frames (white noise, simulated).
 MINIMUM_DB = 3.5
 ABSOLUTE_DB = -65.0  # dBFS of a band; below, it counts as silence, whatever digital silence may be below that
-ON_DB, OFF_DB = 3.0, 1.5  # mean over bands of the distance to the noise: starts speech, keeps it on
+ON_DB, OFF_DB = 3.5, 2.0  # mean over bands of the distance to the noise: starts speech, keeps it on
 BELOW_LOUD_DB = 38.0  # what is so far below the loud frames of the recording is no speech to be attributed
 
 
