@@ -4,8 +4,8 @@
 
 Of x-vector networks the mean is taken off, then LDA, length normalization and PLDA; of residual networks the mean and
 cosine. Both are learned on the training speakers of MANIFEST. Scores are normalized by the nearest of the training
-speakers' means. The fusion is learned on speakers that training has held out, by logistic regression, which calibrates
-each system alone as well; the test lists decide nothing.
+speakers' means. The fusion is learned on speakers that training has held out, by logistic regression; the test lists
+decide nothing.
 
 The gain is shown against that one of the systems which is the best on the list itself: by hindsight.
 """
