@@ -39,6 +39,13 @@ class MarginClassifier(nn.Module):
         centres = equiangular(num_classes, dim) if fixed else torch.randn(num_classes * sub_centres, dim)
         self.weight = nn.Parameter(F.normalize(centres), requires_grad=not fixed)
 
+    @torch.no_grad()
+    def start_from(self, centres: Tensor) -> None:
+        """Take (C, D) directions as first class vectors, sub-centres a little apart; no effect where they are fixed."""
+        if self.weight.requires_grad:
+            apart = 0.1 * F.normalize(torch.randn_like(self.weight)) if self.sub_centres > 1 else 0.0
+            self.weight.copy_(F.normalize(F.normalize(centres).repeat_interleave(self.sub_centres, 0) + apart))
+
     def cosines(self, embeddings: Tensor) -> Tensor:
         """(B, D) -> (B, C): cosine to the nearest sub-centre of each class."""
         every = F.linear(F.normalize(embeddings), F.normalize(self.weight))

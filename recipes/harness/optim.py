@@ -26,10 +26,16 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def orthogonal_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The groups of `decay_groups`, with the plain (two-dimensional) matrices marked for orthogonalized steps."""
+    """The groups of `decay_groups`, with the matrices marked for orthogonalized steps.
+
+    Kernels of convolutions are matrices too, outputs by all the rest. Class vectors of a classifier are not one map but
+    many directions, and depthwise kernels are many small filters: those stay with AdamW.
+    """
     decayed, plain = decay_groups(model, weight_decay)
-    matrices = [p for p in decayed["params"] if p.ndim == 2]
-    others = [p for p in decayed["params"] if p.ndim != 2]
+    classes = {id(p) for name, p in model.named_parameters() if "classifiers" in name}
+    chosen = [id(p) not in classes and (p.ndim == 2 or p.shape[1] > 1) for p in decayed["params"]]
+    matrices = [p for p, is_chosen in zip(decayed["params"], chosen, strict=True) if is_chosen]
+    others = [p for p, is_chosen in zip(decayed["params"], chosen, strict=True) if not is_chosen]
     return [
         {"params": matrices, "weight_decay": weight_decay, "orthogonal": True},
         {"params": others, "weight_decay": weight_decay},
@@ -90,7 +96,7 @@ class Muon(AdamW):
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
-                by_shape.setdefault(parameter.shape, []).append((parameter, parameter.grad))
+                by_shape.setdefault(parameter.flatten(1).shape, []).append((parameter, parameter.grad))
         for shape, pairs in by_shape.items():
             updates = []
             for parameter, gradient in pairs:
@@ -100,9 +106,11 @@ class Muon(AdamW):
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(gradient, 1 - self.momentum)
                 updates.append(gradient.lerp(state["momentum"], self.momentum))  # Nesterov
-            steps = orthogonalized(torch.stack(updates)) * (0.2 * math.sqrt(max(shape)))
+            flat = torch.stack([update.flatten(1) for update in updates])
+            steps = orthogonalized(flat) * (0.2 * math.sqrt(max(shape)))
             for (parameter, _), step in zip(pairs, steps, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
+                decayed = parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                decayed.add_(step.view_as(parameter), alpha=-group["lr"])
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:

@@ -67,6 +67,17 @@ class SpeakerCrops(SpeechCrops):
         """Speakers, each as often as there are speeds."""
         return len(self.speakers) * len(self.speeds)
 
+    @property
+    def centres(self) -> NDArray[np.float32] | None:
+        """(num_labels, D): what the teacher makes of each label, on average; None without a teacher."""
+        if self.targets is None:
+            return None
+        centres = np.zeros((self.num_labels, self.dim), np.float32)
+        for targets, utterance in zip(self.targets, self.utterances, strict=True):
+            if utterance.speaker in self.labels:
+                centres[self.labels[utterance.speaker] :: len(self.speakers)] += targets
+        return _unit(centres)
+
     def _share(self, unlabelled: float) -> None:
         """Give the recordings of unknown speakers that share of the crops."""
         weight = np.diff(self.cumulative, prepend=0.0)

@@ -80,18 +80,26 @@ class SpeakerTask(Task):
         )  # fmt: skip
         dim = recipe.network.embedding_dim
         if recipe.classify_weight > 0:
-            self.classifiers = nn.ModuleList(
-                MarginClassifier(
-                    size, crops.num_labels, scale=recipe.scale, sub_centres=recipe.sub_centres, top_k=recipe.top_k,
-                    top_k_penalty=recipe.top_k_penalty, fixed=recipe.fixed_classifier,
-                )
-                for size in (dim, *recipe.nested)
-            )  # fmt: skip
+            self.classifiers = nn.ModuleList(self._classifier(crops, size) for size in (dim, *recipe.nested))
         if targets and crops.dim != dim:
             self.to_teacher = nn.Linear(dim, crops.dim, bias=False)
         names = [speaker.split("/")[0] for speaker in valid.speakers]
         self.corpora = np.unique(names, return_inverse=True)[1]
         return valid
+
+    def _classifier(self, crops: SpeakerCrops, size: int) -> MarginClassifier:
+        """Over the first `size` dimensions. Its first class vectors are the teacher's where the dimensions match.
+
+        Random ones spoil a trained encoder before they are learned, and cost a new one hundreds of steps.
+        """
+        recipe = self.recipe
+        classifier = MarginClassifier(
+            size, crops.num_labels, scale=recipe.scale, sub_centres=recipe.sub_centres, top_k=recipe.top_k,
+            top_k_penalty=recipe.top_k_penalty, fixed=recipe.fixed_classifier,
+        )  # fmt: skip
+        if crops.centres is not None and crops.dim == recipe.network.embedding_dim:
+            classifier.start_from(torch.from_numpy(crops.centres[:, :size]))
+        return classifier
 
     def embed(self, wav: Tensor) -> Tensor:
         """(B, N) -> (B, D); features in single precision whatever the network computes in."""

@@ -61,6 +61,30 @@ def test_muon_moves_a_matrix_by_the_rate_whatever_the_gradient():
         assert 0.7 < float(weight.detach().norm()) / (0.1 * 0.2 * 32**0.5 * 8**0.5) < 1.3
 
 
+def test_kernels_are_matrices_and_class_vectors_are_not():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide = nn.Conv1d(8, 24, 3)
+            self.depthwise = nn.Conv1d(8, 8, 3, groups=8)
+            self.classifiers = nn.ModuleList([nn.Linear(8, 5, bias=False)])
+
+    net = Net()
+    orthogonal, others, plain = (group["params"] for group in orthogonal_groups(net, 0.01))
+    assert [id(p) for p in orthogonal] == [id(net.wide.weight)]
+    assert {id(p) for p in others} == {id(net.depthwise.weight), id(net.classifiers[0].weight)}
+    assert len(plain) == 2
+    optimizer = Muon([{"params": orthogonal, "weight_decay": 0.0, "orthogonal": True}], lr=0.1)
+    before = net.wide.weight.detach().clone()
+    net.wide.weight.grad = torch.randn(24, 8, 3, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    step = (before - net.wide.weight.detach()).flatten(1)
+    values = torch.linalg.svdvals(step) / (0.1 * 0.2 * 24**0.5)
+    assert float(values.min()) > 0.3 and float(values.max()) < 1.3
+    left, _, right = torch.linalg.svd(net.wide.weight.grad.flatten(1), full_matrices=False)
+    assert float((step * (left @ right)).sum() / (step.norm() * 24**0.5)) > 0.95
+
+
 def test_an_unknown_optimizer_is_an_error():
     with pytest.raises(ConfigError, match="adamw and muon"):
         make_optimizer(nn.Linear(2, 2), CodecRecipe(name="x", optimizer="sgd"))

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from recipes.speaker import tiny
 from recipes.tasks.speaker import SpeakerTask, collapse
 from recipes.teach import Targets, load_targets
 from recipes.teachers import load_teacher
+from speaker.heads import equiangular
 
 RATE = 16_000
 SPEEDS = (1.0, 1.25)
@@ -127,6 +129,25 @@ def test_labels_are_speakers_times_speeds_and_nobody_is_minus_one(manifest, targ
             spectrum = np.abs(np.fft.rfft(item.wav.numpy() * np.hanning(8000), 1 << 16))
             pitch[int(item.label)] = spectrum[: int(120 * (1 << 16) / RATE)].argmax() * RATE / (1 << 16)
     assert pitch[0] == pytest.approx(90, abs=2) and pitch[11] == pytest.approx(112.5, abs=2)
+
+
+def test_classes_start_where_the_teacher_puts_them(manifest, targets):
+    recipe = replace(tiny(), teacher=str(targets), speeds=SPEEDS, nested=(4,), sub_centres=2, own_share=0.0)
+    samples, utterances = build_cache([manifest], manifest.parent / "cache", RATE)
+    task = SpeakerTask(recipe)
+    task.prepare(samples, utterances, utterances)
+    expected = torch.zeros(22, 16)
+    for u, target in zip(task.crops.utterances, task.crops.targets, strict=True):
+        if u.speaker in task.crops.labels:
+            for number in range(2):  # with own_share 0 all targets of a label are the same
+                expected[task.crops.labels[u.speaker] + 11 * number] = torch.from_numpy(target[number])
+    cosines = task.classifiers[0].cosines(expected).detach()
+    assert (cosines.argmax(1) == torch.arange(22)).all() and float(cosines.diagonal().min()) > 0.97
+    nested = task.classifiers[1].cosines(expected[:, :4]).detach()
+    assert float(nested.diagonal().min()) > 0.97
+    task = SpeakerTask(replace(recipe, sub_centres=1, fixed_classifier=True))
+    task.prepare(samples, utterances, utterances)
+    assert torch.allclose(task.classifiers[0].weight, equiangular(22, 16), atol=1e-6)
 
 
 def test_targets_mix_the_recording_and_its_speaker(manifest, targets):
