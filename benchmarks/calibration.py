@@ -23,11 +23,11 @@ from engine.errors import SpeechError
 from recipes.harness.augment import Augment, AugmentConfig
 from speaker.calibration import fit
 from speaker.collections import sides
+from speaker.evidence import evidence_of
 from speaker.metrics import Cost, act_dcf, cllr, eer, min_cllr, min_dcf, split
 from speaker.quality import assess
 from speaker.scoring import Cosine, score
 from speaker.trials import read_trials
-from speaker.verify import calibration_of
 
 RATE = 16_000
 PRIORS = (0.01, 0.1)
@@ -58,8 +58,8 @@ def measure(lists: Sequence[Path], root: Path, noise: Sequence[str], model: str)
     """A table, a row for each list and method, and all lists pooled."""
     folder = checkpoint.find(model)
     encoder = speaker.load(folder)
-    calibration = calibration_of(folder, encoder)
-    if calibration is None:
+    evidence = evidence_of(folder, encoder)
+    if evidence is None:
         raise SpeechError(f"{folder} has no calibration; `python -m recipes.calibrate` makes one")
     chain = Augment(AugmentConfig(noise_probability=1.0 if noise else 0.0, noise_paths=tuple(noise),
                                   noise_snr=(0.0, 30.0)), RATE)  # fmt: skip
@@ -79,7 +79,9 @@ def measure(lists: Sequence[Path], root: Path, noise: Sequence[str], model: str)
                 seconds.append(assess(wav, RATE).seconds)
         labels = np.array(trials.labels)
         whole, cut = (score(trials, names, np.array(vectors), Cosine()).values for vectors in (clean, hard))
-        ratios = calibration.llr(cut[:, None], {"seconds": sides(trials, np.array(seconds), names)})
+        known = evidence.side(np.array(hard), np.array(seconds))
+        at = sides(trials, np.arange(len(names)), names)
+        ratios = evidence.llr(cut, known.take(at[:, 0]), known.take(at[:, 1]))
         fixed = fit(["clean"], whole[:, None], labels)
         parts.append((path.stem, labels, ratios, fixed.llr(cut[:, None], {})))
         print(path.stem, 100 * eer(*split(whole, labels))[0], 100 * eer(*split(cut, labels))[0], file=sys.stderr)

@@ -29,8 +29,9 @@ from benchmarks import report
 from engine import checkpoint
 from engine.errors import SpeechError
 from speaker.embed import embed_files
+from speaker.evidence import cohort_of
 from speaker.gallery import Gallery
-from speaker.identify import OpenSet, cohort_of
+from speaker.identify import OpenSet
 from speaker.model import SpeakerEncoder
 from speaker.scoring import unit
 from speaker.trials import read_trials

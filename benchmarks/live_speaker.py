@@ -31,13 +31,12 @@ from benchmarks import report
 from engine import audio, checkpoint
 from engine.errors import SpeechError
 from engine.pipeline import run
-from speaker.calibration import Calibration
+from speaker.evidence import Evidence, evidence_of
 from speaker.live import LiveEncoder
 from speaker.quality import assess
 from speaker.scoring import unit
 from speaker.sequential import SequentialTest
 from speaker.stream import EmbedStage
-from speaker.verify import calibration_of
 
 HOP = 0.5
 LOOKS = (2, 4, 6, 8, 10, 15, 20, 30)
@@ -142,14 +141,14 @@ def sequential_table(model: str, streams: Sequence[Stream]) -> str:
     """A row for every corpus with speakers enough, and for all together."""
     folder = checkpoint.find(model)
     encoder = speaker.load(folder)
-    calibration = calibration_of(folder, encoder)
-    if calibration is None:
+    evidence = evidence_of(folder, encoder)
+    if evidence is None:
         raise SpeechError(f"{folder} has no calibration; `python -m recipes.calibrate` makes one")
     parts: dict[str, Paths] = {}
     for corpus in dict.fromkeys(stream.corpus for stream in streams):
         members = [stream for stream in streams if stream.corpus == corpus]
         if len(members) > 3:
-            parts[corpus] = ratio_paths(LiveEncoder(encoder), calibration, members)
+            parts[corpus] = ratio_paths(LiveEncoder(encoder), evidence, members)
     if not parts:
         raise SpeechError("the sequential test needs a corpus of four speakers or more")
     rows = []
@@ -170,22 +169,22 @@ def sequential_table(model: str, streams: Sequence[Stream]) -> str:
 
 
 @torch.inference_mode()
-def ratio_paths(live: LiveEncoder, calibration: Calibration, streams: Sequence[Stream]) -> Paths:
+def ratio_paths(live: LiveEncoder, evidence: Evidence, streams: Sequence[Stream]) -> Paths:
     """Every stream against every enrolment."""
     encoder = live.encoder
-    enrolled = unit(np.array([encoder(stream.enrolment[None])[0].double().numpy() for stream in streams]))
+    prints = np.array([encoder(stream.enrolment[None])[0].double().numpy() for stream in streams])
     spoken = np.array([assess(stream.enrolment.numpy(), 16_000).seconds for stream in streams])
+    enrolled, sides = unit(prints), evidence.side(prints, spoken)
     looks = max(math.ceil(len(stream.live) / (HOP * 16_000)) for stream in streams)
     ratios = np.full((len(streams), len(streams), looks), np.nan)
     speech = np.full((len(streams), looks), np.nan)
     for i, stream in enumerate(streams):
         for k, each in enumerate(run([stream.live[None]], EmbedStage(live, HOP))):
             speech[i, k] = each.speech[0]
-            if each.vectors[0] is None or each.speech[0] < calibration.shortest:
+            if each.vectors[0] is None or each.speech[0] < evidence.calibration.shortest:
                 continue
             scores = enrolled @ unit(each.vectors[0][None].astype(np.float64))[0]
-            sides = np.stack([spoken, np.full(len(streams), each.speech[0])], axis=1)
-            ratios[i, :, k] = calibration.llr(scores[:, None], {"seconds": sides})
+            ratios[i, :, k] = evidence.llr(scores, sides, evidence.side(each.vectors[0][None], each.speech[0]))
     return Paths(ratios, speech)
 
 

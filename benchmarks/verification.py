@@ -3,16 +3,19 @@
     python -m benchmarks.verification --trials LIST... --root FOLDER [--models ecapa] [--beside campplus ge2e]
         [--fuse] [--seconds 0 3 2 1] [--write FILE...]
 
-Scores are cosines. Both sides are cut to their middle seconds; 0 leaves them whole. Intervals are 95 %, bootstrap over
-speakers; where a list has few speakers they are wide. Speaker names are the folders of the recordings.
+Scores are cosines; a row "NAME, verify" is by the log-likelihood ratio of `speaker verify`, where the model has what
+that needs: it also knows the seconds of speech, and how near either voice is to those of the cohort. Both sides are cut
+to their middle seconds; 0 leaves them whole. Intervals are 95 %, bootstrap over speakers; where a list has few speakers
+they are wide. Speaker names are the folders of the recordings.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -20,11 +23,13 @@ from numpy.typing import NDArray
 
 import speaker
 from benchmarks import report
-from engine import audio
+from engine import audio, checkpoint
 from engine.errors import SpeechError
 from recipes.teachers import load_teacher
-from speaker.collections import speaker_of
+from speaker.collections import sides, speaker_of
+from speaker.evidence import Evidence, evidence_of
 from speaker.intervals import eer_percent, least_cost, paired_difference, speaker_bootstrap
+from speaker.quality import assess
 from speaker.scoring import Cosine, score
 from speaker.trials import Trials, read_trials
 
@@ -47,9 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         encoders: dict[str, Embed] = {name: ours(name) for name in options.models}
+        judges = {name: evidence_of(checkpoint.find(name), speaker.load(name)) for name in options.models}
         encoders |= {name: load_teacher(name) for name in options.beside}
         fused = options.models if options.fuse else ()
-        text = measure(options.trials, options.root, encoders, options.seconds, fused)
+        text = measure(options.trials, options.root, encoders, options.seconds, fused, judges)
         print(text)
         for path in options.write:
             report.write_sections(path, {"verification": text})
@@ -71,9 +77,11 @@ def ours(name: str) -> Embed:
 
 
 def measure(
-    lists: Sequence[Path], root: Path, encoders: dict[str, Embed], cuts: Sequence[float], fused: Sequence[str] = ()
-) -> str:
-    """A table for all lists: a row for each encoder, a column for each cut; then the differences to the first.
+    lists: Sequence[Path], root: Path, encoders: dict[str, Embed], cuts: Sequence[float], fused: Sequence[str] = (),
+    judges: Mapping[str, Evidence | None] = MappingProxyType({}),
+) -> str:  # fmt: skip
+    """A table for all lists: a row for each encoder, a column for each cut; then the differences to the first of them,
+    as `speaker verify` scores it where it has an entry in `judges`.
 
     `fused` encoders get a row together, the mean of their cosines.
     """
@@ -81,21 +89,23 @@ def measure(
     for path in lists:
         trials = read_trials(path)
         counts.append(f"{path.stem} {sum(trials.labels):,} + {len(trials) - sum(trials.labels):,}")
-        sides = [[speaker_of(name) for name in side] for side in (trials.enrol, trials.test)]
-        scores = cosines(trials, root, encoders, cuts)
+        owners = [[speaker_of(name) for name in side] for side in (trials.enrol, trials.test)]
+        scores = cosines(trials, root, encoders, cuts, judges)
         if fused:
             scores[" & ".join(fused)] = [np.mean([scores[name][k] for name in fused], axis=0) for k in range(len(cuts))]
         for name, values in scores.items():
             cells = []
             for each in values:
-                error, cost = speaker_bootstrap(each, trials.labels, *sides, [eer_percent, least_cost()])
+                error, cost = speaker_bootstrap(each, trials.labels, *owners, [eer_percent, least_cost()])
                 cells.append(f"{error.value:.2f} [{error.low:.2f}, {error.high:.2f}] / {cost.value:.3f}")
             rows.append([path.stem, name, *cells])
             print(*rows[-1], sep="\t", file=sys.stderr, flush=True)
-        first, *others = scores
+        first = next(iter(encoders))
+        first = f"{first}, verify" if judges.get(first) else first
+        others = [name for name in scores if name not in (first, first.removesuffix(", verify"))]
         for other in others:
             both = zip(scores[first], scores[other], strict=True)
-            gaps = [paired_difference(pair, trials.labels, *sides) for pair in both]
+            gaps = [paired_difference(pair, trials.labels, *owners) for pair in both]
             pairs.append(
                 [path.stem, f"{first} - {other}", *(f"{g.value:+.2f} [{g.low:+.2f}, {g.high:+.2f}]" for g in gaps)]
             )
@@ -104,22 +114,32 @@ def measure(
     if pairs:
         parts.append("Differences of the EER, the same speakers drawn for both:")
         parts.append(report.table(["trials", "EER %", *heading], pairs))
-    parts.append(f"EER % [95 %] / minDCF(0.01), cosine. Trials (target + non-target): {', '.join(counts)}.")
+    scored = 'cosine; "verify": the log-likelihood ratio of `speaker verify`' if any(judges.values()) else "cosine"
+    parts.append(f"EER % [95 %] / minDCF(0.01), {scored}. Trials (target + non-target): {', '.join(counts)}.")
     return "\n\n".join(parts)
 
 
 def cosines(
-    trials: Trials, root: Path, encoders: dict[str, Embed], cuts: Sequence[float]
-) -> dict[str, list[NDArray[np.float64]]]:
-    """Scores (n,) of every encoder, one array for each cut."""
+    trials: Trials, root: Path, encoders: dict[str, Embed], cuts: Sequence[float],
+    judges: Mapping[str, Evidence | None] = MappingProxyType({}),
+) -> dict[str, list[NDArray[np.float64]]]:  # fmt: skip
+    """Scores (n,) of every encoder, one array for each cut; with a judge log-likelihood ratios too."""
     names = trials.recordings()
     wavs = [audio.load(root / name, RATE, mono=True)[0][0].numpy() for name in names]
-    return {
-        encoder: [
-            score(trials, names, np.stack([embed(middle(wav, cut)) for wav in wavs]), Cosine()).values for cut in cuts
-        ]
-        for encoder, embed in encoders.items()
-    }
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    for encoder, embed in encoders.items():
+        judge = judges.get(encoder)
+        for cut in cuts:
+            parts = [middle(wav, cut) for wav in wavs]
+            vectors = np.stack([embed(part) for part in parts])
+            values = score(trials, names, vectors, Cosine()).values
+            found.setdefault(encoder, []).append(values)
+            if judge is not None:
+                known = judge.side(vectors, np.array([assess(part, RATE).seconds for part in parts]))
+                at = sides(trials, np.arange(len(names)), names)
+                ratios = judge.llr(values, known.take(at[:, 0]), known.take(at[:, 1]))
+                found.setdefault(f"{encoder}, verify", []).append(ratios)
+    return found
 
 
 def middle(wav: Wav, seconds: float) -> Wav:

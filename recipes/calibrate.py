@@ -1,9 +1,10 @@
-"""Give a trained encoder what `speaker verify` and `--norm as` need: a calibration and a cohort.
+"""Give a trained encoder what `speaker verify` and `--norm as` need: calibrations and a cohort.
 
     python -m recipes.calibrate checkpoints/ecapa --data MANIFEST --noise MANIFEST
 
-The calibration is learned on speakers that training has held out (the same split): recordings of 1 to 10 s, most of
-them with noise at 0 to 30 dB. The cohort is a mean embedding for each training speaker. Both go into the folder.
+The calibrations (speaker.evidence) are learned on speakers that training has held out (the same split): recordings of
+1 to 10 s, most of them with noise at 0 to 30 dB. The cohort is a mean embedding for each training speaker. All of it
+goes into the folder.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from recipes.harness.recordings import UNLABELLED
 from recipes.recipe import SpeakerRecipe
 from speaker.calibration import fit
 from speaker.collections import speaker_means
+from speaker.evidence import CALIBRATION, COHORT, VERIFICATION, Evidence, cohort_of, system_of
 from speaker.model import SpeakerEncoder
 from speaker.quality import assess
 from speaker.scoring import unit
-from speaker.verify import CALIBRATION
 
 SECONDS = (1.0, 10.0)
 SNR = (0.0, 30.0)
@@ -69,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             card = (options.model / "README.md").read_text(encoding="utf-8")
             speaker.save(options.model, encoder, card)
             encoder = speaker.load(options.model)
-        print(calibrate(encoder, options.model, samples, held_out, options.noise, options.prior))
         print(write_cohort(encoder, options.model, names, vectors))
+        print(calibrate(encoder, options.model, samples, held_out, options.noise, options.prior))
     except SpeechError as error:
         print(f"calibrate: error: {error}", file=sys.stderr)
         return 2
@@ -81,7 +82,7 @@ def calibrate(
     encoder: SpeakerEncoder, folder: Path, samples: np.ndarray, utterances: list[Utterance], noise: list[str],
     prior: float,
 ) -> str:  # fmt: skip
-    """Write the calibration; returns a line about it."""
+    """Write both calibrations, without and with the cohort that lies there; returns a line about them."""
     rng, rate = np.random.default_rng(0), encoder.config.front_end.sample_rate
     chain = None
     if noise:
@@ -103,11 +104,19 @@ def calibrate(
     directions = unit(np.array(vectors, dtype=np.float64))
     scores = np.einsum("nd,nd->n", directions[first], directions[second])[:, None]
     sides = np.array(seconds)[np.stack([first, second], 1)]
-    system = f"{encoder.name}@{encoder.digest}:cosine"
-    found = fit([system], scores, rows[first] == rows[second], {"seconds": sides}, ("seconds",), prior)
+    name = f"{encoder.name}@{encoder.digest}"
+    quality, labels = {"seconds": sides}, rows[first] == rows[second]
+    found = fit([f"{name}:cosine"], scores, labels, quality, ("seconds",), prior)
     found.save(folder / CALIBRATION)
+    cohort = cohort_of(folder, name)
+    if cohort is None:
+        raise ConfigError(f"{folder / COHORT} is missing; it is written first")
+    near = Evidence(found, unit(cohort.astype(np.float64))).side(np.array(vectors), np.array(seconds)).cohort
+    quality["cohort"] = np.asarray(near)[np.stack([first, second], 1)]
+    fit([system_of(name)], scores, labels, quality, ("seconds", "cohort"), prior).save(folder / VERIFICATION)
     return (
-        f"{folder / CALIBRATION}: {found.trials:,} trials, {found.targets:,} of one speaker, {rows.max() + 1} speakers"
+        f"{folder / CALIBRATION}, {VERIFICATION}: {found.trials:,} trials, {found.targets:,} of one speaker, "
+        f"{rows.max() + 1} speakers"
     )
 
 
@@ -135,12 +144,12 @@ def spoken(
 def write_cohort(encoder: SpeakerEncoder, folder: Path, names: list[str], vectors: NDArray[np.float64]) -> str:
     """Write a mean direction for each of the speakers `names` (n,) of embeddings (n, D); returns a line about it."""
     speakers, means = speaker_means(vectors, names)
-    with (folder / "cohort.npz").open("wb") as file:
+    with (folder / COHORT).open("wb") as file:
         model = np.array(f"{encoder.name}@{encoder.digest}")
         # Each under a folder of its own, for the mean of a mean is the mean.
         labels = np.array([f"{name}/mean" for name in speakers])
         np.savez(file, names=labels, embeddings=means.astype(np.float32), model=model)
-    return f"{folder / 'cohort.npz'}: {len(speakers)} speakers"
+    return f"{folder / COHORT}: {len(speakers)} speakers"
 
 
 def mean_embeddings(names: list[str], vectors: NDArray[np.float64]) -> tuple[list[str], NDArray[np.float64]]:

@@ -26,10 +26,10 @@ from engine import audio, checkpoint
 from engine.errors import AudioError, CheckpointError, ConfigError, ScoreError
 from speaker import activity, clustering, windows
 from speaker.calibration import Calibration
+from speaker.evidence import calibration_of
 from speaker.model import SpeakerEncoder
 from speaker.rttm import Segment, write_rttm
 from speaker.scoring import Floats, unit
-from speaker.verify import calibration_of
 
 if TYPE_CHECKING:
     from speaker.plda import Plda

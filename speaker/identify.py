@@ -19,9 +19,7 @@ PRIOR, WIDEN and UPPER were chosen on the training speakers, one corpus at a tim
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -29,12 +27,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engine.errors import ScoreError
-from speaker.calibration import Calibration
+from speaker.evidence import Evidence, Side
 from speaker.gallery import Gallery, Vectors, unit_rows
 
-__all__ = ["COHORT", "Identification", "OpenSet", "posteriors"]
+__all__ = ["Identification", "OpenSet", "posteriors"]
 
-COHORT = "cohort.npz"  # in the folder of a model
 PRIOR, WIDEN = 2.0, 2.0
 UPPER = 0.9  # the line goes through the quantiles from here on
 SAMPLE = 2_000  # prints and speakers that are scored against each other
@@ -79,11 +76,10 @@ class Identification:
 class OpenSet:
     """Decides for one gallery; made anew when the gallery changes."""
 
-    def __init__(
-        self, gallery: Gallery, cohort: ArrayLike | None = None, calibration: Calibration | None = None
-    ) -> None:
+    def __init__(self, gallery: Gallery, cohort: ArrayLike | None = None, evidence: Evidence | None = None) -> None:
         """`cohort` (C, D): a voice a row, none of them enrolled. Without one, the gallery has to be large enough."""
-        self.gallery, self.calibration = gallery, calibration
+        self.gallery, self.evidence = gallery, evidence
+        self._sides: Side | None = None
         source = gallery.means if cohort is None else unit_rows(np.asarray(cohort, dtype=np.float32))
         if len(source) < 50:
             raise ScoreError(f"{len(source)} voices do not tell how alike strangers are; give a model with a cohort, "
@@ -126,9 +122,11 @@ class OpenSet:
         best = int(z.argmax())
         needed = self.threshold(false_positive_rate)
         llr, posterior, unknown = None, None, None
-        if self.calibration is not None and math.isfinite(seconds):
-            enrolled = np.nan_to_num(self.gallery.seconds, nan=seconds)
-            ratios = self.calibration.of_scores(cosines.astype(np.float64), enrolled, seconds)
+        if self.evidence is not None and math.isfinite(seconds):
+            if self._sides is None:  # once a gallery
+                self._sides = self.evidence.side(self.gallery.means, self.gallery.seconds)
+            enrolled = self._sides._replace(seconds=np.nan_to_num(self._sides.seconds, nan=seconds))
+            ratios = self.evidence.llr(cosines.astype(np.float64), enrolled, self.evidence.side(probe, seconds))
             each, unknown = posteriors(ratios, prior)
             llr, posterior = float(ratios[best]), float(each[best])
         order = np.argsort(-z, kind="stable")[:top]
@@ -191,19 +189,3 @@ def posteriors(ratios: Floats, prior: float) -> tuple[Floats, float]:
     weights = np.exp(logs - logs.max())
     weights /= weights.sum()
     return weights[:-1], float(weights[-1])
-
-
-def cohort_of(folder: Path, model: str) -> Vectors | None:
-    """The cohort (C, D) beside a model's weights; None if there is none or it was made for other weights."""
-    path = folder / COHORT
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as parts:
-            made_for, vectors = str(parts["model"]), parts["embeddings"].astype(np.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise ScoreError(f"{path} holds no cohort ({error}); `python -m recipes.calibrate` makes one") from error
-    if made_for.partition("@")[2] != model.partition("@")[2]:
-        warnings.warn(f"{path} was made for {made_for}, not for {model}; it is not used", stacklevel=2)
-        return None
-    return vectors

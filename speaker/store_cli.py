@@ -275,14 +275,14 @@ def _decide(
 
 def _open_set(store: Store, model: str | None, encoder: SpeakerEncoder | None = None) -> Any:
     from engine import checkpoint
-    from speaker.identify import OpenSet, cohort_of
+    from speaker.evidence import cohort_of, evidence_of
+    from speaker.identify import OpenSet
     from speaker.model import default
-    from speaker.verify import calibration_of
 
     encoder = encoder or _encoder(model)
     store.check_model(_name(encoder))
     folder = checkpoint.find(model or default())
-    return OpenSet(store.gallery(), cohort_of(folder, _name(encoder)), calibration_of(folder, encoder))
+    return OpenSet(store.gallery(), cohort_of(folder, _name(encoder)), evidence_of(folder, encoder))
 
 
 def _open(path: Path | None, create: bool = False, model: str | None = None) -> Store:

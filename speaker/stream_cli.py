@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from speaker.calibration import Calibration
     from speaker.collections import Collection
+    from speaker.evidence import Evidence
     from speaker.stream import LiveEmbeddings
 
 
@@ -53,10 +53,10 @@ def stream(
     from engine import checkpoint
     from engine.pcm import PcmFormat, open_stream
     from engine.pipeline import Resample, run
+    from speaker.evidence import evidence_of
     from speaker.live import LiveEncoder
     from speaker.model import default, load
     from speaker.stream import EmbedStage
-    from speaker.verify import calibration_of
 
     if not 1000 <= rate <= 768_000:
         raise SpeechError(f"--rate is a sample rate in Hz from 1000 to 768000, not {rate}")
@@ -65,12 +65,12 @@ def stream(
     torch.set_num_threads(1)  # a hop is too small to share
     folder = checkpoint.find(model or default())
     encoder = load(folder)
-    calibration = calibration_of(folder, encoder)
-    if calibration is None:
+    evidence = evidence_of(folder, encoder)
+    if evidence is None:
         raise SpeechError(f"{folder} has no calibration; `speaker calibrate` makes one")
     digest = f"{encoder.name}@{encoder.digest}"
     voices = _known(store, digest) if prints is None else _read(prints, digest)
-    matcher = Matcher(_chosen(voices, enrolled), calibration, false_accept, false_reject)
+    matcher = Matcher(_chosen(voices, enrolled), evidence, false_accept, false_reject)
     form, chunks = open_stream(sys.stdin.buffer, PcmFormat(rate, channels))  # type: ignore[arg-type]
     stage = EmbedStage(LiveEncoder(encoder), hop, gate=gate)
     line, heard = None, False
@@ -144,19 +144,19 @@ class Line:
 class Matcher:
     """Compares live embeddings with enrolled ones; a sequential test for each of these."""
 
-    def __init__(self, prints: Collection, calibration: Calibration, false_accept: float, false_reject: float) -> None:
+    def __init__(self, prints: Collection, evidence: Evidence, false_accept: float, false_reject: float) -> None:
         """`false_accept` is shared among the enrolled speakers, so that it holds for all of them together."""
         from speaker.scoring import unit
         from speaker.sequential import SequentialTest
 
-        self.prints, self.calibration = prints, calibration
-        self.units = unit(prints.vectors)
+        self.prints, self.evidence = prints, evidence
+        self.units, self.sides = unit(prints.vectors), evidence.side(prints.vectors, prints.seconds)
         self.tests = [SequentialTest(false_accept / len(prints.names), false_reject) for _ in prints.names]
 
     def update(self, found: LiveEmbeddings) -> Line:
         """The state of the first channel after one more hop."""
         speech, vector = found.speech[0], found.vectors[0]
-        if vector is None or speech < self.calibration.shortest:
+        if vector is None or speech < self.evidence.calibration.shortest:
             return Line(found.seconds, speech, None, None, "undecided")
         ratios = self._ratios(vector, speech)
         decisions = [test.update(float(llr)) for test, llr in zip(self.tests, ratios, strict=True)]
@@ -171,10 +171,4 @@ class Matcher:
         from speaker.scoring import unit
 
         scores = self.units @ unit(vector[None].astype(np.float64))[0]
-        sides = {
-            "seconds": np.stack([self.prints.seconds, np.full(len(scores), speech)], axis=1),
-            "magnitude": np.stack(
-                [np.linalg.norm(self.prints.vectors, axis=1), np.full(len(scores), np.linalg.norm(vector))], axis=1
-            ),
-        }
-        return self.calibration.llr(scores[:, None], sides)
+        return self.evidence.llr(scores, self.sides, self.evidence.side(vector[None], speech))

@@ -11,14 +11,11 @@ import numpy as np
 
 from engine import checkpoint
 from engine.errors import SpeechError
-from speaker.calibration import Calibration
-from speaker.calibration import load as load_calibration
 from speaker.embed import embed_files
+from speaker.evidence import evidence_of
 from speaker.metrics import Cost
-from speaker.model import SpeakerEncoder, default, load
+from speaker.model import default, load
 from speaker.scoring import unit
-
-CALIBRATION = "calibration.json"  # in the folder of a model
 
 
 @dataclass
@@ -59,31 +56,22 @@ def compare(
         raise SpeechError(reason)
     a, b = unit(np.array((result.vectors * 2)[:2], dtype=np.float64))
     quality = (result.quality * 2)[:2]
-    calibration = calibration_of(folder, encoder)
+    evidence = evidence_of(folder, encoder)
+    shortest = 0.0 if evidence is None else evidence.calibration.shortest
     warnings = []
     for path, each in zip((first, second), quality, strict=True):
-        if each.seconds == 0 or (calibration is not None and threshold is None and each.seconds < calibration.shortest):
-            least = f"; the calibration rests on {calibration.shortest:.2f} s and more" if calibration else ""
+        if each.seconds == 0 or (threshold is None and each.seconds < shortest):
+            least = f"; the calibration rests on {shortest:.2f} s and more" if evidence else ""
             raise SpeechError(f"{path}: not enough speech, {each.seconds:.2f} s{least}")
         warnings += [f"{path}: {sentence}" for sentence in each.warnings()]
     answer = Answer(float(a @ b), seconds=(quality[0].seconds, quality[1].seconds), warnings=warnings)
     if threshold is not None:
         answer.same = answer.cosine >= threshold
-    if calibration is not None:
-        lengths = np.linalg.norm((result.vectors * 2)[:2], axis=1)
-        sides = {"seconds": np.array([answer.seconds]), "magnitude": lengths[None]}
-        answer.llr = float(calibration.llr(np.array([[answer.cosine]]), sides)[0])
+    if evidence is not None:
+        vectors = np.array((result.vectors * 2)[:2])
+        one, other = (evidence.side(vectors[[k]], answer.seconds[k]) for k in (0, 1))
+        answer.llr = float(evidence.llr(np.array([answer.cosine]), one, other)[0])
         answer.posterior = 1 / (1 + math.exp(-min(500.0, max(-500.0, answer.llr + math.log(prior / (1 - prior))))))
         if threshold is None:
             answer.same = answer.llr >= Cost(prior, cost_miss, cost_false).threshold
     return answer
-
-
-def calibration_of(folder: Path, encoder: SpeakerEncoder) -> Calibration | None:
-    """What came with a model; ScoreError if it was made for other weights."""
-    path = folder / CALIBRATION
-    if not path.is_file():
-        return None
-    found = load_calibration(path)
-    found.check_systems([f"{encoder.name}@{encoder.digest}:cosine"])
-    return found

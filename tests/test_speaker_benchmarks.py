@@ -11,7 +11,8 @@ from engine.errors import SpeechError
 from engine.features import kaldi_fbank
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
 from speaker.backbones.xvector import XvectorConfig
-from speaker.calibration import fit
+from speaker.calibration import Calibration, fit
+from speaker.evidence import Evidence
 from speaker.model import SpeakerConfig, SpeakerEncoder
 from speaker.rttm import Segment
 
@@ -77,7 +78,7 @@ def test_live_speakers_are_measured(folder):
     labels = np.arange(40) < 20
     made = fit([f"mine@{encoder.digest}:cosine"], np.where(labels, 0.99, 0.9)[:, None], labels)
     live = live_speaker.LiveEncoder(encoder)
-    paths = live_speaker.ratio_paths(live, made, streams)
+    paths = live_speaker.ratio_paths(live, Evidence(made), streams)
     assert paths.ratios.shape == (6, 6, 6) and np.isfinite(paths.ratios[:, :, 3:]).all()
     assert paths.speech[0, -1] == pytest.approx(3, abs=0.1)
     with pytest.raises(SpeechError, match="no speaker"):
@@ -101,6 +102,16 @@ def test_encoders_together_are_the_mean_of_their_scores(folder):
     text = verification.measure([folder / "list.txt"], folder, both, [0], ["a", "b"])
     rows = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| list")]
     assert rows == ["a", "b", "a & b", "a - b", "a - a & b"]
+
+
+def test_a_judge_gets_a_row_and_is_what_others_are_compared_with(folder):
+    encoder = verification.ours(str(folder / "mine"))
+    made = Calibration(["a@1:cosine"], ["seconds"], [-5.0, 0.0, 0.0, 0.0], 1.0, 0.1, 10, 5, 0.0)
+    both = {"a": encoder, "b": encoder}
+    text = verification.measure([folder / "list.txt"], folder, both, [0], judges={"a": Evidence(made)})
+    rows = {line.split("|")[2].strip(): line.split("|")[3].split()[0] for line in text.splitlines() if "| list" in line}
+    assert [*rows] == ["a", "a, verify", "b", "a, verify - b"] and "`speaker verify`" in text
+    assert float(rows["a, verify"]) == pytest.approx(100 - float(rows["a"]), abs=0.02)  # upside down, as the map is
 
 
 def test_the_fusion_of_networks_is_measured_beside_each_of_them(folder, tmp_path):

@@ -13,9 +13,9 @@ from engine.errors import SpeechError
 from speaker import windows
 from speaker.cli import app
 from speaker.diarize import diarize
+from speaker.evidence import calibration_of
 from speaker.naming import match
 from speaker.rttm import read_rttm
-from speaker.verify import calibration_of
 
 pytest.importorskip("scipy", reason="the extra diarize is not installed")
 

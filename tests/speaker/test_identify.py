@@ -8,8 +8,9 @@ import pytest
 from engine.errors import ScoreError
 from speaker.audit import audit
 from speaker.calibration import Calibration
+from speaker.evidence import Evidence, cohort_of
 from speaker.gallery import Gallery
-from speaker.identify import OpenSet, cohort_of, line_of_tail, posteriors
+from speaker.identify import OpenSet, line_of_tail, posteriors
 from speaker.migrate import best_penalty, learn, measure, migrate_store
 from speaker.store import Store
 
@@ -84,7 +85,7 @@ def test_posteriors_are_bayes_rule():
 
 def test_the_posterior_needs_a_calibration():
     made = Calibration(["x@1:cosine"], ["seconds"], [14.0, 1.2, -1.6, -0.1], -3.9, 0.1, 100, 10, 0.5)
-    people, decide = decider(20, calibration=made)
+    people, decide = decider(20, evidence=Evidence(made))
     answer = decide.identify(people[3], seconds=5.0)
     assert answer.best == "s3" and 0 < answer.posterior < 1 and 0 < answer.unknown < 1
     assert decide.identify(people[3], seconds=5.0, prior=0.01).posterior < answer.posterior

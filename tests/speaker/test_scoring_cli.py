@@ -169,9 +169,13 @@ def test_verify_with_a_calibration(run, folder):
     assert np.linalg.norm(left) < 0.02 * np.linalg.norm(mean)
     speaker.save(folder / "ours", encoder, "# ours")
     encoder = speaker.load(folder / "ours")
+    with pytest.raises(Exception, match=r"cohort.npz is missing"):
+        calibrate_recipe.calibrate(encoder, folder / "ours", joined, utterances, [], 0.1)
+    assert "8 speakers" in calibrate_recipe.write_cohort(encoder, folder / "ours", names, vectors)
     told = calibrate_recipe.calibrate(encoder, folder / "ours", joined, utterances, [], 0.1)
     assert "8 speakers" in told
-    assert "8 speakers" in calibrate_recipe.write_cohort(encoder, folder / "ours", names, vectors)
+    made = json.loads((folder / "ours" / "verification.json").read_text())
+    assert made["quality"] == ["seconds", "cohort"] and len(made["weights"]) == 6
     run("score", "--trials", "trials.txt", "--root", "in", "--model", "./ours", "--norm", "as", "--top", "5",
         "--out", "n.txt")  # fmt: skip
     same = run("verify", "in/s5/0.wav", "in/s5/1.wav", "--model", "./ours")

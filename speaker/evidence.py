@@ -1,0 +1,120 @@
+"""What lies beside a model's weights, and turns a cosine into a log-likelihood ratio: calibration and cohort.
+
+A model folder may hold
+
+- `cohort.npz`: a mean embedding for each training speaker, voices in general;
+- `calibration.json`: a map of cosines and seconds of speech, which needs nothing else;
+- `verification.json`: one that also knows how near either side is to voices in general, the mean of its TOP highest
+  cosines with the cohort. Voices that are near to many (children, a telephone, noise) are near to the wrong ones too;
+  this "imposter mean" is the quality measure that Thienpondt et al. (2021) found most useful, and the first half of
+  adaptive normalization. On held-out training speakers, 1 to 10 s, most with noise, it takes the equal error rate from
+  14 to 11 %.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from engine.errors import ScoreError
+from speaker.calibration import Calibration
+from speaker.calibration import load as load_calibration
+from speaker.scoring import ROWS, Cosine, Floats, cohort_statistics, unit
+
+if TYPE_CHECKING:
+    from speaker.model import SpeakerEncoder
+
+__all__ = ["CALIBRATION", "COHORT", "VERIFICATION", "Evidence", "Side", "calibration_of", "cohort_of", "evidence_of"]
+
+CALIBRATION, VERIFICATION, COHORT = "calibration.json", "verification.json", "cohort.npz"
+TOP = 50  # cohort scores that say how near a voice is to others; on held-out speakers 50 is better than 200
+
+
+class Side(NamedTuple):
+    """What is known of n recordings beside their directions; each (n,)."""
+
+    seconds: Floats  # of speech
+    magnitude: Floats  # length of the embedding
+    cohort: Floats | None  # mean of the highest cosines with the cohort; None where no calibration asks for it
+
+    def take(self, rows: NDArray[np.intp]) -> Side:
+        """Those of the (m,) rows, for example one side of m trials."""
+        return Side(self.seconds[rows], self.magnitude[rows], None if self.cohort is None else self.cohort[rows])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A calibration and the unit vectors (C, D) of the cohort, None where the calibration does not need them."""
+
+    calibration: Calibration
+    cohort: Floats | None = None
+
+    def side(self, vectors: ArrayLike, seconds: ArrayLike) -> Side:
+        """(n, D) embeddings as they come, (n,) seconds of speech or one for all."""
+        rows = np.asarray(vectors)
+        near = None
+        if self.cohort is not None:
+            parts = [rows[start : start + ROWS].astype(np.float64) for start in range(0, len(rows), ROWS)]
+            near = np.concatenate([cohort_statistics(Cosine(), unit(part), self.cohort, TOP)[0] for part in parts])
+        spoken = np.broadcast_to(np.asarray(seconds, dtype=np.float64), (len(rows),))
+        return Side(spoken, np.linalg.norm(rows, axis=1).astype(np.float64), near)
+
+    def llr(self, cosines: Floats, first: Side, second: Side) -> Floats:
+        """Log-likelihood ratios (n,) of (n,) cosines between n recordings and n others; a side may be one for all."""
+        quality = {}
+        for name, a, b in zip(Side._fields, first, second, strict=True):
+            if a is not None and b is not None:
+                quality[name] = np.stack([np.broadcast_to(each, cosines.shape) for each in (a, b)], axis=1)
+        return self.calibration.llr(np.asarray(cosines, dtype=np.float64)[:, None], quality)
+
+
+def evidence_of(folder: Path, encoder: SpeakerEncoder) -> Evidence | None:
+    """The best that came with a model; None without a calibration, ScoreError for one of other weights."""
+    name = f"{encoder.name}@{encoder.digest}"
+    path = folder / VERIFICATION
+    if path.is_file():
+        found = load_calibration(path)
+        found.check_systems([system_of(name)])
+        cohort = cohort_of(folder, name)
+        if cohort is None:
+            raise ScoreError(f"{path} needs the cohort of the model, {folder / COHORT}; `python -m recipes.calibrate` "
+                             "makes both")  # fmt: skip
+        return Evidence(found, unit(cohort.astype(np.float64)))
+    plain = calibration_of(folder, encoder)
+    return None if plain is None else Evidence(plain)
+
+
+def system_of(model: str) -> str:
+    """What the scores of `verification.json` are: `model` is name@digest."""
+    return f"{model}:cosine+cohort{TOP}"
+
+
+def calibration_of(folder: Path, encoder: SpeakerEncoder) -> Calibration | None:
+    """The map of cosines and seconds that came with a model; ScoreError if it was made for other weights."""
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    found = load_calibration(path)
+    found.check_systems([f"{encoder.name}@{encoder.digest}:cosine"])
+    return found
+
+
+def cohort_of(folder: Path, model: str) -> NDArray[np.float32] | None:
+    """The cohort (C, D) beside a model's weights; None if there is none or it was made for other weights."""
+    path = folder / COHORT
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as parts:
+            made_for, vectors = str(parts["model"]), parts["embeddings"].astype(np.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise ScoreError(f"{path} holds no cohort ({error}); `python -m recipes.calibrate` makes one") from error
+    if made_for.partition("@")[2] != model.partition("@")[2]:
+        warnings.warn(f"{path} was made for {made_for}, not for {model}; it is not used", stacklevel=2)
+        return None
+    return vectors
