@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -93,11 +93,17 @@ class Muon(AdamW):
         return loss
 
     def _orthogonal_step(self, group: dict[str, Any]) -> None:
+        found: dict[torch.Size, Tensor] = {}
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
                 by_shape.setdefault(parameter.flatten(1).shape, []).append((parameter, parameter.grad))
-        for shape, pairs in by_shape.items():
+        # Processes that share a batch have the same gradients, so each does a part and sends it to the others.
+        ranks, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
+        load, owner = [0] * ranks, {}
+        for shape, pairs in sorted(by_shape.items(), key=lambda item: -cost(*item)):
+            owner[shape] = load.index(min(load))
+            load[owner[shape]] += cost(shape, pairs)
             updates = []
             for parameter, gradient in pairs:
                 state = self.state[parameter]
@@ -107,10 +113,19 @@ class Muon(AdamW):
                 state["momentum"].lerp_(gradient, 1 - self.momentum)
                 updates.append(gradient.lerp(state["momentum"], self.momentum))  # Nesterov
             flat = torch.stack([update.flatten(1) for update in updates])
-            steps = orthogonalized(flat) * (0.2 * math.sqrt(max(shape)))
-            for (parameter, _), step in zip(pairs, steps, strict=True):
+            found[shape] = orthogonalized(flat) if owner[shape] == rank else torch.empty_like(flat)
+        for shape, steps in found.items():
+            if ranks > 1:
+                distributed.broadcast(steps, owner[shape])
+            steps *= 0.2 * math.sqrt(max(shape))
+            for (parameter, _), step in zip(by_shape[shape], steps, strict=True):
                 decayed = parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 decayed.add_(step.view_as(parameter), alpha=-group["lr"])
+
+
+def cost(shape: torch.Size, matrices: Sequence[Any]) -> int:
+    """What orthogonalizing so many matrices of a shape takes, in no particular unit."""
+    return len(matrices) * min(shape) * math.prod(shape)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:

@@ -27,6 +27,26 @@ EXACT = [
 # Levels drawn at random, so that some steps leave codebooks out; restarts.
 ORDINARY = ["level_weights=[]", "spectrum_weight=1", 'model.quantizer_options={"restart_below": 0.5}', "batch_size=2"]
 
+# Orthogonalized steps alone, so that a matrix sent by the wrong process shows.
+STEPS = """
+import sys
+import torch
+from torch import distributed
+from recipes.harness.optim import Muon
+
+rank, ranks, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+if ranks > 1:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+torch.manual_seed(0)
+weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((32, 32, 3), (48, 20), (32, 32, 3), (8, 96), (20, 20))]
+optimizer = Muon([{"params": weights, "weight_decay": 0.01, "orthogonal": True}], lr=0.1)
+for _ in range(3):
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape)
+    optimizer.step()
+torch.save([weight.detach() for weight in weights], f"{folder}/{ranks}_{rank}.pt")
+"""
+
 RUNNER = """
 import sys, torch
 from recipes import train
@@ -102,6 +122,18 @@ def test_ranks_agree_and_equal_one_process_with_the_whole_batch(manifest, exact,
             torch.testing.assert_close(value, one[name], atol=5e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_ranks_share_the_work_of_orthogonalizing(tmp_path, root):
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.Popen([sys.executable, "-c", STEPS, str(rank), str(ranks), str(tmp_path)], env=environment)
+        for rank, ranks in ((0, 1), (0, 2), (1, 2))
+    ]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0, 0]
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1_0", "2_0", "2_1"))
+    for one, a, b in zip(alone, first, second, strict=True):
+        assert torch.equal(a, b) and torch.allclose(a, one, atol=1e-6)
+
+
 def test_rank_0_alone_writes_and_validates_everything(exact):
     folder, _ = exact
     run = folder / "run"
@@ -126,7 +158,7 @@ def test_a_run_goes_on_with_another_number_of_devices(manifest, exact, tmp_path)
 
 def test_ranks_agree_when_steps_leave_codebooks_out(manifest, tmp_path, root):
     """Unused parameters, restarts drawn on rank 0, a share of one crop each."""
-    first, second = two_processes(manifest, tmp_path, root, *EXACT, *ORDINARY)
+    first, second = two_processes(manifest, tmp_path, root, *EXACT, *ORDINARY, "optimizer=muon")
     assert_same(first, second)
 
 
