@@ -96,10 +96,11 @@ class Scores:
 
 def score(
     trials: Trials, names: list[str], vectors: Floats, backend: Backend, *,
-    cohort: Floats | None = None, top: int | None = None,
+    cohort: Floats | None = None, top: int | None = None, normalize: bool = True,
 ) -> Scores:  # fmt: skip
     """Score a list by the embeddings (n, D) of `names`; with a cohort (C, D) normalized by its `top`, or all of it.
 
+    Without `normalize` the cohort only tells how near it the sides are, a quality measure for a calibration.
     ScoreError names recordings of the list that have no embedding, before anything is computed.
     """
     rows = {name: row for row, name in enumerate(names)}
@@ -116,5 +117,6 @@ def score(
     if cohort is None:
         return Scores(values, None)
     mean, spread = cohort_statistics(backend, ready, backend.prepare(np.asarray(cohort, dtype=np.float64)), top)
-    values = normalized(values, (mean[first], spread[first]), (mean[second], spread[second]))
+    if normalize:
+        values = normalized(values, (mean[first], spread[first]), (mean[second], spread[second]))
     return Scores(values, (mean[first], mean[second]))

@@ -31,11 +31,19 @@ def score(
     seconds: Annotated[float | None, typer.Option(help="Cut recordings to so much in their middle.")] = None,
     backend: Annotated[str, typer.Option(help="cosine or plda.")] = "cosine",
     plda: Annotated[Path | None, typer.Option(help="What `speaker plda` wrote, or a Kaldi file.")] = None,
-    norm: Annotated[str, typer.Option(help="none, s (all of the cohort) or as (its --top nearest).")] = "none",
+    norm: Annotated[
+        str,
+        typer.Option(
+            help="none, s (by all of the cohort), as (by its --top nearest), or near: as they are, but a --calibration "
+            "may ask how near either side is to the cohort."
+        ),
+    ] = "none",
     cohort: Annotated[
         Path | None, typer.Option(help="Folder of speakers, .npz or .parquet.", show_default="the model's")
     ] = None,
-    top: Annotated[int, typer.Option(help="Cohort scores that --norm as takes.")] = 200,
+    top: Annotated[
+        int | None, typer.Option(help="Cohort scores that --norm as and near take.", show_default="200 and 50")
+    ] = None,
     calibration: Annotated[Path | None, typer.Option(help="Turn scores into log-likelihood ratios.")] = None,
     prior: Prior = 0.01,
     by: Annotated[
@@ -49,6 +57,7 @@ def score(
 
     from speaker import calibration as calibrations
     from speaker import collections, scoring
+    from speaker.evidence import TOP
     from speaker.groups import read_groups
     from speaker.score_files import ScoreFile
     from speaker.trials import audit, read_trials
@@ -56,8 +65,9 @@ def score(
     # All that can be wrong with the options is found before hours of embedding.
     if (root is None) == (embeddings is None):
         raise ScoreError("give either --root, the folder of the recordings, or --embeddings")
-    if norm not in ("none", "s", "as"):
-        raise ScoreError(f"--norm {norm}: there are none, s and as")
+    if norm not in ("none", "s", "as", "near"):
+        raise ScoreError(f"--norm {norm}: there are none, s, as and near")
+    top = {"as": top or 200, "near": top or TOP}.get(norm)
     chosen_backend = _backend(backend, plda)
     map_ = None if calibration is None else calibrations.load(calibration)
     listed = read_trials(trials)
@@ -70,12 +80,12 @@ def score(
     encoder = None if embeddings is not None and model is None else _encoder(model)
     found = _embedded(listed, models, root, embeddings, encoder, seconds)
     others = None if norm == "none" else collections.cohort(_cohort(cohort, model), encoder, found)
-    name = {"none": "", "s": "+s", "as": f"+as{top}"}[norm]
+    name = {"none": "", "s": "+s", "as": f"+as{top}", "near": f"+cohort{top}"}[norm]
     system = f"{found.model}:{backend}{name}"
     if map_ is not None:
         map_.check_systems([system])
-    scored = scoring.score(listed, found.names, found.vectors, chosen_backend, cohort=others,
-                           top=top if norm == "as" else None)  # fmt: skip
+    scored = scoring.score(listed, found.names, found.vectors, chosen_backend, cohort=others, top=top,
+                           normalize=norm != "near")  # fmt: skip
     quality: dict[str, Any] = {
         "magnitude": collections.sides(listed, np.linalg.norm(found.vectors, axis=1), found.names)
     }

@@ -129,7 +129,7 @@ def test_pictures(run, folder):
         (["--trials", "same.txt", "--root", "in"], "of one kind"),
         (["--trials", "lost.txt", "--root", "in"], "1 of 3 recordings are not below in, the first is s0/9.wav"),
         (["--trials", "trials.txt"], "either --root"),
-        (["--trials", "trials.txt", "--root", "in", "--norm", "z"], "there are none, s and as"),
+        (["--trials", "trials.txt", "--root", "in", "--norm", "z"], "there are none, s, as and near"),
         (["--trials", "trials.txt", "--root", "in", "--norm", "as"], "brings no cohort"),
         (["--trials", "trials.txt", "--root", "in", "--backend", "plda"], "together with --plda"),
         (["--trials", "trials.txt", "--embeddings", "nan.npz"], "1 embeddings are 0 or not finite, the first is b"),
@@ -183,6 +183,14 @@ def test_verify_with_a_calibration(run, folder):
     assert same.exit_code == 0 and "same speaker: log-likelihood ratio +" in same.stdout
     found = json.loads(other.stdout)
     assert other.exit_code == 1 and found["llr"] < 0 and found["posterior"] < 0.5 and found["same"] is False
+    # On a list, by the same map.
+    (folder / "two.txt").write_text("0 s0/0.wav s7/1.wav\n1 s5/0.wav s5/1.wav\n")
+    run("score", "--trials", "two.txt", "--root", "in", "--model", "./ours", "--norm", "near", "--calibration",
+        "ours/verification.json", "--out", "two.out")  # fmt: skip
+    assert score_files.read(folder / "two.out").scores[0] == pytest.approx(found["llr"], abs=1e-3)
+    with pytest.raises(Exception, match=r"was made for .*:cosine\+cohort50, the scores are of .*:cosine;"):
+        run("score", "--trials", "two.txt", "--root", "in", "--model", "./ours", "--calibration",
+            "ours/verification.json", "--out", "never.out")  # fmt: skip
     strict = json.loads(
         run("verify", "in/s5/0.wav", "in/s5/1.wav", "--model", "./ours", "--prior", "1e-9", "--json").stdout
     )
