@@ -26,9 +26,10 @@ from benchmarks import report
 from engine import audio, checkpoint
 from engine.errors import SpeechError
 from recipes.teachers import load_teacher
-from speaker.collections import sides, speaker_of
+from speaker.collections import rows_of, speaker_of
 from speaker.evidence import Evidence, evidence_of
 from speaker.intervals import eer_percent, least_cost, paired_difference, speaker_bootstrap
+from speaker.model import SpeakerEncoder
 from speaker.quality import assess
 from speaker.scoring import Cosine, score
 from speaker.trials import Trials, read_trials
@@ -51,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
-        encoders: dict[str, Embed] = {name: ours(name) for name in options.models}
-        judges = {name: evidence_of(checkpoint.find(name), speaker.load(name)) for name in options.models}
+        loaded = {name: speaker.load(name) for name in options.models}
+        judges = {name: evidence_of(checkpoint.find(name), encoder) for name, encoder in loaded.items()}
+        encoders: dict[str, Embed] = {name: ours(encoder) for name, encoder in loaded.items()}
         encoders |= {name: load_teacher(name) for name in options.beside}
         fused = options.models if options.fuse else ()
         text = measure(options.trials, options.root, encoders, options.seconds, fused, judges)
@@ -65,9 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def ours(name: str) -> Embed:
+def ours(encoder: SpeakerEncoder) -> Embed:
     """One of our encoders as a function of samples."""
-    encoder = speaker.load(name)
 
     @torch.inference_mode()
     def embed(wav: Wav) -> NDArray[np.float32]:
@@ -80,8 +81,9 @@ def measure(
     lists: Sequence[Path], root: Path, encoders: dict[str, Embed], cuts: Sequence[float], fused: Sequence[str] = (),
     judges: Mapping[str, Evidence | None] = MappingProxyType({}),
 ) -> str:  # fmt: skip
-    """A table for all lists: a row for each encoder, a column for each cut; then the differences to the first of them,
-    as `speaker verify` scores it where it has an entry in `judges`.
+    """A table for all lists: a row for each encoder, a column for each cut; then the differences to the first of them.
+
+    Where it has an entry in `judges` an encoder gets another row, as `speaker verify` scores.
 
     `fused` encoders get a row together, the mean of their cosines.
     """
@@ -100,10 +102,9 @@ def measure(
                 cells.append(f"{error.value:.2f} [{error.low:.2f}, {error.high:.2f}] / {cost.value:.3f}")
             rows.append([path.stem, name, *cells])
             print(*rows[-1], sep="\t", file=sys.stderr, flush=True)
-        first = next(iter(encoders))
-        first = f"{first}, verify" if judges.get(first) else first
-        others = [name for name in scores if name not in (first, first.removesuffix(", verify"))]
-        for other in others:
+        ours_first = next(iter(encoders))
+        mine = [name for name in (ours_first, judged(ours_first)) if name in scores]
+        for first, other in [(a, b) for b in scores if b not in mine for a in mine]:
             both = zip(scores[first], scores[other], strict=True)
             gaps = [paired_difference(pair, trials.labels, *owners) for pair in both]
             pairs.append(
@@ -136,10 +137,15 @@ def cosines(
             found.setdefault(encoder, []).append(values)
             if judge is not None:
                 known = judge.side(vectors, np.array([assess(part, RATE).seconds for part in parts]))
-                at = sides(trials, np.arange(len(names)), names)
+                at = rows_of(trials, names)
                 ratios = judge.llr(values, known.take(at[:, 0]), known.take(at[:, 1]))
-                found.setdefault(f"{encoder}, verify", []).append(ratios)
+                found.setdefault(judged(encoder), []).append(ratios)
     return found
+
+
+def judged(name: str) -> str:
+    """What an encoder's row is called that is scored as by `speaker verify`."""
+    return f"{name}, verify"
 
 
 def middle(wav: Wav, seconds: float) -> Wav:

@@ -1,4 +1,4 @@
-"""Give a trained encoder what `speaker verify` and `--norm as` need: calibrations and a cohort.
+"""Give a trained encoder what verification, identification and streams need: calibrations and a cohort.
 
     python -m recipes.calibrate checkpoints/ecapa --data MANIFEST --noise MANIFEST
 
@@ -26,7 +26,7 @@ from recipes.harness.recordings import UNLABELLED
 from recipes.recipe import SpeakerRecipe
 from speaker.calibration import fit
 from speaker.collections import speaker_means
-from speaker.evidence import CALIBRATION, COHORT, VERIFICATION, Evidence, cohort_of, system_of
+from speaker.evidence import CALIBRATION, COHORT, VERIFICATION, cohort_of, nearness, system_of
 from speaker.model import SpeakerEncoder
 from speaker.quality import assess
 from speaker.scoring import unit
@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             vectors = vectors - mean
             card = (options.model / "README.md").read_text(encoding="utf-8")
             speaker.save(options.model, encoder, card)
+            for stale in (CALIBRATION, VERIFICATION):  # of the weights before: should what follows fail, none is better
+                (options.model / stale).unlink(missing_ok=True)
             encoder = speaker.load(options.model)
         print(write_cohort(encoder, options.model, names, vectors))
         print(calibrate(encoder, options.model, samples, held_out, options.noise, options.prior))
@@ -83,14 +85,18 @@ def calibrate(
     prior: float,
 ) -> str:  # fmt: skip
     """Write both calibrations, without and with the cohort that lies there; returns a line about them."""
+    name = f"{encoder.name}@{encoder.digest}"
+    cohort = cohort_of(folder, name)
+    if cohort is None:
+        raise ConfigError(f"{folder / COHORT} holds no cohort of these weights; `python -m recipes.calibrate` makes it")
     rng, rate = np.random.default_rng(0), encoder.config.front_end.sample_rate
     chain = None
     if noise:
         chain = Augment(AugmentConfig(noise_probability=NOISY, noise_paths=tuple(noise), noise_snr=SNR), rate)
     speakers, vectors, seconds = [], [], []
-    for name, wav in spoken(samples, utterances, rate, rng):
+    for owner, wav in spoken(samples, utterances, rate, rng):
         wav = chain(wav, rng) if chain else wav
-        speakers.append(name)
+        speakers.append(owner)
         vectors.append(embed(encoder, wav))
         seconds.append(assess(wav, rate).seconds)
     if len(set(speakers)) < 2:
@@ -98,21 +104,17 @@ def calibrate(
     first, second = np.triu_indices(len(speakers), 1)
     rows = np.unique(speakers, return_inverse=True)[1]
     # Other corpora are other rooms and languages: telling those apart is not telling speakers apart.
-    corpora = np.unique([name.split("/")[0] for name in speakers], return_inverse=True)[1]
+    corpora = np.unique([owner.split("/")[0] for owner in speakers], return_inverse=True)[1]
     kept = (corpora[first] == corpora[second]) & (np.minimum(*np.array(seconds)[[first, second]]) >= 0.3)
     first, second = first[kept], second[kept]
     directions = unit(np.array(vectors, dtype=np.float64))
     scores = np.einsum("nd,nd->n", directions[first], directions[second])[:, None]
     sides = np.array(seconds)[np.stack([first, second], 1)]
-    name = f"{encoder.name}@{encoder.digest}"
     quality, labels = {"seconds": sides}, rows[first] == rows[second]
     found = fit([f"{name}:cosine"], scores, labels, quality, ("seconds",), prior)
     found.save(folder / CALIBRATION)
-    cohort = cohort_of(folder, name)
-    if cohort is None:
-        raise ConfigError(f"{folder / COHORT} is missing; it is written first")
-    near = Evidence(found, unit(cohort.astype(np.float64))).side(np.array(vectors), np.array(seconds)).cohort
-    quality["cohort"] = np.asarray(near)[np.stack([first, second], 1)]
+    near = nearness(unit(cohort.astype(np.float64)), np.array(vectors))
+    quality["cohort"] = near[np.stack([first, second], 1)]
     fit([system_of(name)], scores, labels, quality, ("seconds", "cohort"), prior).save(folder / VERIFICATION)
     return (
         f"{folder / CALIBRATION}, {VERIFICATION}: {found.trials:,} trials, {found.targets:,} of one speaker, "

@@ -23,6 +23,7 @@ from speaker.scoring import Floats
 __all__ = ["QUALITIES", "Calibration", "fit", "load"]
 
 QUALITIES = ("seconds", "magnitude", "cohort")
+NORMS = {"as": "as", "cohort": "near"}  # what a system is called -> option of `speaker score`
 SECONDS = (0.5, 20.0)  # beyond these more or less speech makes no difference
 
 
@@ -54,8 +55,10 @@ class Calibration:
     def check_systems(self, systems: list[str]) -> None:
         """ScoreError if the scores are not those that it was made for."""
         if [_without_name(each) for each in systems] != [_without_name(each) for each in self.systems]:
+            kind = re.search(r"\+(as|cohort)(\d+)$", self.systems[0])
+            hint = f"score with `--norm {NORMS[kind[1]]} --top {kind[2]}`, or " if kind else ""
             raise ScoreError(f"the calibration was made for {', '.join(self.systems)}, the scores are of "
-                             f"{', '.join(systems)}; make one with `speaker calibrate`")  # fmt: skip
+                             f"{', '.join(systems)}; {hint}make one with `speaker calibrate`")  # fmt: skip
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

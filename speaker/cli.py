@@ -164,8 +164,9 @@ def verify(
 ) -> None:
     """Are two recordings of one speaker? Exit status 0 same, 1 different, 2 trouble, such as too little speech.
 
-    Where the model brings a calibration: the log-likelihood ratio (natural logarithm), the probability at the prior,
-    and the decision that costs least. Without: the cosine, and a decision only with --threshold.
+    Where the model brings a calibration: the log-likelihood ratio (natural logarithm) of the cosine, the seconds of
+    speech and how near both are to voices in general; the probability at the prior; and the decision that costs least.
+    Without: the cosine, and a decision only with --threshold.
     """
     from speaker.verify import compare
 

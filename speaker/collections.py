@@ -150,5 +150,10 @@ def read_spk2utt(path: Path) -> dict[str, list[str]]:
 
 def sides(trials: Trials, values: Floats, names: list[str]) -> NDArray[np.float64]:
     """(n, 2): a value of each side of every trial."""
-    rows = {name: row for row, name in enumerate(names)}
-    return np.stack([values[[rows[name] for name in side]] for side in (trials.enrol, trials.test)], axis=1)
+    return values[rows_of(trials, names)]
+
+
+def rows_of(trials: Trials, names: list[str]) -> NDArray[np.intp]:
+    """(n, 2): where in `names` the recordings of each trial are."""
+    at = {name: row for row, name in enumerate(names)}
+    return np.array([[at[name] for name in side] for side in (trials.enrol, trials.test)], dtype=np.intp).T

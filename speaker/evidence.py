@@ -6,9 +6,11 @@ A model folder may hold
 - `calibration.json`: a map of cosines and seconds of speech, which needs nothing else;
 - `verification.json`: one that also knows how near either side is to voices in general, the mean of its TOP highest
   cosines with the cohort. Voices that are near to many (children, a telephone, noise) are near to the wrong ones too;
-  this "imposter mean" is the quality measure that Thienpondt et al. (2021) found most useful, and the first half of
-  adaptive normalization. On held-out training speakers, 1 to 10 s, most with noise, it takes the equal error rate from
-  14 to 11 %.
+  this "imposter mean" (Thienpondt et al. 2021) is also the first half of adaptive normalization. It is used before
+  `calibration.json`, but for diarization. docs/speaker_training.md has what it brings.
+
+A calibration of one's own: `speaker score --norm near`, then `speaker calibrate --quality seconds,cohort --out
+FOLDER/verification.json`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,27 +27,30 @@ from numpy.typing import ArrayLike, NDArray
 from engine.errors import ScoreError
 from speaker.calibration import Calibration
 from speaker.calibration import load as load_calibration
-from speaker.scoring import ROWS, Cosine, Floats, cohort_statistics, unit
+from speaker.scoring import ROWS, Floats, unit
 
 if TYPE_CHECKING:
     from speaker.model import SpeakerEncoder
 
-__all__ = ["CALIBRATION", "COHORT", "VERIFICATION", "Evidence", "Side", "calibration_of", "cohort_of", "evidence_of"]
+__all__ = [
+    "CALIBRATION", "COHORT", "VERIFICATION", "Evidence", "Side", "calibration_of", "cohort_of", "evidence_of",
+    "nearness",
+]  # fmt: skip
 
 CALIBRATION, VERIFICATION, COHORT = "calibration.json", "verification.json", "cohort.npz"
-TOP = 50  # cohort scores that say how near a voice is to others; on held-out speakers 50 is better than 200
+TOP = 50  # cohort scores that say how near a voice is to others; on held-out training speakers better than 200
 
 
 class Side(NamedTuple):
     """What is known of n recordings beside their directions; each (n,)."""
 
     seconds: Floats  # of speech
-    magnitude: Floats  # length of the embedding
+    magnitude: Floats | None  # length of the embedding; None where only directions are known
     cohort: Floats | None  # mean of the highest cosines with the cohort; None where no calibration asks for it
 
     def take(self, rows: NDArray[np.intp]) -> Side:
         """Those of the (m,) rows, for example one side of m trials."""
-        return Side(self.seconds[rows], self.magnitude[rows], None if self.cohort is None else self.cohort[rows])
+        return Side(*(None if each is None else each[rows] for each in self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,14 @@ class Evidence:
     calibration: Calibration
     cohort: Floats | None = None
 
-    def side(self, vectors: ArrayLike, seconds: ArrayLike) -> Side:
-        """(n, D) embeddings as they come, (n,) seconds of speech or one for all."""
+    def side(self, vectors: ArrayLike, seconds: ArrayLike, *, directions: bool = False) -> Side:
+        """(n, D) embeddings as they come, or only their `directions`; (n,) seconds of speech or one for all."""
         rows = np.asarray(vectors)
-        near = None
-        if self.cohort is not None:
-            parts = [rows[start : start + ROWS].astype(np.float64) for start in range(0, len(rows), ROWS)]
-            near = np.concatenate([cohort_statistics(Cosine(), unit(part), self.cohort, TOP)[0] for part in parts])
         spoken = np.broadcast_to(np.asarray(seconds, dtype=np.float64), (len(rows),))
-        return Side(spoken, np.linalg.norm(rows, axis=1).astype(np.float64), near)
+        lengths = None if directions else np.linalg.norm(rows, axis=1).astype(np.float64)
+        if self.cohort is None or "cohort" not in self.calibration.quality:
+            return Side(spoken, lengths, None)
+        return Side(spoken, lengths, nearness(self.cohort, rows))
 
     def llr(self, cosines: Floats, first: Side, second: Side) -> Floats:
         """Log-likelihood ratios (n,) of (n,) cosines between n recordings and n others; a side may be one for all."""
@@ -73,25 +78,37 @@ class Evidence:
         return self.calibration.llr(np.asarray(cosines, dtype=np.float64)[:, None], quality)
 
 
+def nearness(cohort: Floats, rows: NDArray[Any]) -> Floats:
+    """Unit vectors (C, D), embeddings (n, D) -> mean (n,) of the TOP highest cosines of each."""
+    near, voices, top = np.empty(len(rows)), cohort.astype(np.float32), min(TOP, len(cohort))
+    for start in range(0, len(rows), ROWS):  # in single precision: a gallery may have a million rows
+        cosines = unit(rows[start : start + ROWS]).astype(np.float32) @ voices.T
+        near[start : start + ROWS] = np.partition(cosines, len(voices) - top, axis=1)[:, -top:].mean(1)
+    return near
+
+
 def evidence_of(folder: Path, encoder: SpeakerEncoder) -> Evidence | None:
     """The best that came with a model; None without a calibration, ScoreError for one of other weights."""
     name = f"{encoder.name}@{encoder.digest}"
     path = folder / VERIFICATION
     if path.is_file():
         found = load_calibration(path)
-        found.check_systems([system_of(name)])
+        try:
+            found.check_systems([system_of(name)])
+        except ScoreError as error:
+            raise ScoreError(f"{path}: {error}; `python -m recipes.calibrate` makes all anew") from error
         cohort = cohort_of(folder, name)
-        if cohort is None:
-            raise ScoreError(f"{path} needs the cohort of the model, {folder / COHORT}; `python -m recipes.calibrate` "
-                             "makes both")  # fmt: skip
+        if cohort is None or cohort.ndim != 2 or len(cohort) < 2:
+            raise ScoreError(f"{path} needs the cohort of these weights, two voices or more, as {folder / COHORT}; "
+                             "`python -m recipes.calibrate` makes both")  # fmt: skip
         return Evidence(found, unit(cohort.astype(np.float64)))
     plain = calibration_of(folder, encoder)
     return None if plain is None else Evidence(plain)
 
 
-def system_of(model: str) -> str:
-    """What the scores of `verification.json` are: `model` is name@digest."""
-    return f"{model}:cosine+cohort{TOP}"
+def system_of(model: str, top: int = TOP) -> str:
+    """What scores are called that come with the nearness to a cohort: `model` is name@digest."""
+    return f"{model}:cosine+cohort{top}"
 
 
 def calibration_of(folder: Path, encoder: SpeakerEncoder) -> Calibration | None:
@@ -110,9 +127,9 @@ def cohort_of(folder: Path, model: str) -> NDArray[np.float32] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as parts:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as parts:
             made_for, vectors = str(parts["model"]), parts["embeddings"].astype(np.float32)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise ScoreError(f"{path} holds no cohort ({error}); `python -m recipes.calibrate` makes one") from error
     if made_for.partition("@")[2] != model.partition("@")[2]:
         warnings.warn(f"{path} was made for {made_for}, not for {model}; it is not used", stacklevel=2)

@@ -124,9 +124,10 @@ class OpenSet:
         llr, posterior, unknown = None, None, None
         if self.evidence is not None and math.isfinite(seconds):
             if self._sides is None:  # once a gallery
-                self._sides = self.evidence.side(self.gallery.means, self.gallery.seconds)
+                self._sides = self.evidence.side(self.gallery.means, self.gallery.seconds, directions=True)
             enrolled = self._sides._replace(seconds=np.nan_to_num(self._sides.seconds, nan=seconds))
-            ratios = self.evidence.llr(cosines.astype(np.float64), enrolled, self.evidence.side(probe, seconds))
+            own = self.evidence.side(probe, seconds, directions=True)
+            ratios = self.evidence.llr(cosines.astype(np.float64), enrolled, own)
             each, unknown = posteriors(ratios, prior)
             llr, posterior = float(ratios[best]), float(each[best])
         order = np.argsort(-z, kind="stable")[:top]

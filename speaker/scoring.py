@@ -100,7 +100,7 @@ def score(
 ) -> Scores:  # fmt: skip
     """Score a list by the embeddings (n, D) of `names`; with a cohort (C, D) normalized by its `top`, or all of it.
 
-    Without `normalize` the cohort only tells how near it the sides are, a quality measure for a calibration.
+    Without `normalize` the scores stay as they are, and only how near either side is to the cohort is told.
     ScoreError names recordings of the list that have no embedding, before anything is computed.
     """
     rows = {name: row for row, name in enumerate(names)}

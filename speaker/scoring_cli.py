@@ -57,7 +57,6 @@ def score(
 
     from speaker import calibration as calibrations
     from speaker import collections, scoring
-    from speaker.evidence import TOP
     from speaker.groups import read_groups
     from speaker.score_files import ScoreFile
     from speaker.trials import audit, read_trials
@@ -65,9 +64,7 @@ def score(
     # All that can be wrong with the options is found before hours of embedding.
     if (root is None) == (embeddings is None):
         raise ScoreError("give either --root, the folder of the recordings, or --embeddings")
-    if norm not in ("none", "s", "as", "near"):
-        raise ScoreError(f"--norm {norm}: there are none, s, as and near")
-    top = {"as": top or 200, "near": top or TOP}.get(norm)
+    top = _top(norm, top)
     chosen_backend = _backend(backend, plda)
     map_ = None if calibration is None else calibrations.load(calibration)
     listed = read_trials(trials)
@@ -81,7 +78,8 @@ def score(
     found = _embedded(listed, models, root, embeddings, encoder, seconds)
     others = None if norm == "none" else collections.cohort(_cohort(cohort, model), encoder, found)
     name = {"none": "", "s": "+s", "as": f"+as{top}", "near": f"+cohort{top}"}[norm]
-    system = f"{found.model}:{backend}{name}"
+    own = cohort is not None and norm == "near"  # how near a voice is depends on to whom
+    system = f"{found.model}:{backend}{name}{f'({_digest(others)})' if own else ''}"
     if map_ is not None:
         map_.check_systems([system])
     scored = scoring.score(listed, found.names, found.vectors, chosen_backend, cohort=others, top=top,
@@ -198,6 +196,25 @@ def _backend(name: str, file: Path | None) -> Any:
     raise ScoreError(f"--backend {name}: it is cosine, or plda together with --plda FILE")
 
 
+def _top(norm: str, top: int | None) -> int | None:
+    """How many of the cohort count; ScoreError for an unknown way to normalize."""
+    from speaker.evidence import TOP
+
+    if norm not in ("none", "s", "as", "near"):
+        raise ScoreError(f"--norm {norm}: there are none, s, as and near")
+    if norm in ("none", "s"):
+        if top is not None:
+            raise ScoreError(f"--top is for --norm as and near, not for {norm}")
+        return None
+    return top if top is not None else {"as": 200, "near": TOP}[norm]
+
+
+def _digest(rows: Any) -> str:
+    import hashlib
+
+    return hashlib.sha256(rows.tobytes()).hexdigest()[:8]
+
+
 def _encoder(model: str | None) -> SpeakerEncoder:
     from speaker.model import default, load
 
@@ -206,11 +223,12 @@ def _encoder(model: str | None) -> SpeakerEncoder:
 
 def _cohort(cohort: Path | None, model: str | None) -> Path:
     from engine import checkpoint
+    from speaker.evidence import COHORT
     from speaker.model import default
 
     if cohort is not None:
         return cohort
-    shipped = checkpoint.find(model or default()) / "cohort.npz"
+    shipped = checkpoint.find(model or default()) / COHORT
     if not shipped.is_file():
         raise ScoreError(f"{shipped.parent} brings no cohort; give --cohort, a folder of speakers or their embeddings")
     return shipped
@@ -221,11 +239,12 @@ def _trained_on(model: str | None) -> list[str]:
     import numpy as np
 
     from engine import checkpoint
+    from speaker.evidence import COHORT
     from speaker.model import DEFAULT
 
     if model is None and DEFAULT not in checkpoint.shipped():
         return []
-    shipped = checkpoint.find(model or DEFAULT) / "cohort.npz"
+    shipped = checkpoint.find(model or DEFAULT) / COHORT
     if not shipped.is_file():
         return []
     with np.load(shipped, allow_pickle=False) as parts:

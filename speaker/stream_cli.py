@@ -67,7 +67,7 @@ def stream(
     encoder = load(folder)
     evidence = evidence_of(folder, encoder)
     if evidence is None:
-        raise SpeechError(f"{folder} has no calibration; `speaker calibrate` makes one")
+        raise SpeechError(f"{folder} has no calibration; `python -m recipes.calibrate` makes one")
     digest = f"{encoder.name}@{encoder.digest}"
     voices = _known(store, digest) if prints is None else _read(prints, digest)
     matcher = Matcher(_chosen(voices, enrolled), evidence, false_accept, false_reject)
@@ -150,7 +150,10 @@ class Matcher:
         from speaker.sequential import SequentialTest
 
         self.prints, self.evidence = prints, evidence
-        self.units, self.sides = unit(prints.vectors), evidence.side(prints.vectors, prints.seconds)
+        self.units = unit(prints.vectors)
+        # A store has directions alone: then nothing is known of lengths on either side.
+        self.directions = bool(abs((prints.vectors**2).sum(1) - 1).max() < 1e-3)
+        self.sides = evidence.side(prints.vectors, prints.seconds, directions=self.directions)
         self.tests = [SequentialTest(false_accept / len(prints.names), false_reject) for _ in prints.names]
 
     def update(self, found: LiveEmbeddings) -> Line:
@@ -171,4 +174,5 @@ class Matcher:
         from speaker.scoring import unit
 
         scores = self.units @ unit(vector[None].astype(np.float64))[0]
-        return self.evidence.llr(scores, self.sides, self.evidence.side(vector[None], speech))
+        live = self.evidence.side(vector[None], speech, directions=self.directions)
+        return self.evidence.llr(scores, self.sides, live)

@@ -97,7 +97,7 @@ def test_bounds_and_times_of_the_sequential_test():
 
 
 def test_encoders_together_are_the_mean_of_their_scores(folder):
-    encoder = verification.ours(str(folder / "mine"))
+    encoder = verification.ours(speaker.load(folder / "mine"))
     both = {"a": encoder, "b": lambda wav: encoder(wav[::-1].copy())}
     text = verification.measure([folder / "list.txt"], folder, both, [0], ["a", "b"])
     rows = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| list")]
@@ -105,12 +105,12 @@ def test_encoders_together_are_the_mean_of_their_scores(folder):
 
 
 def test_a_judge_gets_a_row_and_is_what_others_are_compared_with(folder):
-    encoder = verification.ours(str(folder / "mine"))
+    encoder = verification.ours(speaker.load(folder / "mine"))
     made = Calibration(["a@1:cosine"], ["seconds"], [-5.0, 0.0, 0.0, 0.0], 1.0, 0.1, 10, 5, 0.0)
     both = {"a": encoder, "b": encoder}
     text = verification.measure([folder / "list.txt"], folder, both, [0], judges={"a": Evidence(made)})
     rows = {line.split("|")[2].strip(): line.split("|")[3].split()[0] for line in text.splitlines() if "| list" in line}
-    assert [*rows] == ["a", "a, verify", "b", "a, verify - b"] and "`speaker verify`" in text
+    assert [*rows] == ["a", "a, verify", "b", "a - b", "a, verify - b"] and "`speaker verify`" in text
     assert float(rows["a, verify"]) == pytest.approx(100 - float(rows["a"]), abs=0.02)  # upside down, as the map is
 
 

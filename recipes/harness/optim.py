@@ -29,11 +29,13 @@ def orthogonal_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
     """The groups of `decay_groups`, with the matrices marked for orthogonalized steps.
 
     Kernels of convolutions are matrices too, outputs by all the rest. Class vectors of a classifier are not one map but
-    many directions, and depthwise kernels are many small filters: those stay with AdamW.
+    many directions, and grouped kernels are many small filters: those stay with AdamW.
     """
     decayed, plain = decay_groups(model, weight_decay)
     classes = {id(p) for name, p in model.named_parameters() if "classifiers" in name}
-    chosen = [id(p) not in classes and (p.ndim == 2 or p.shape[1] > 1) for p in decayed["params"]]
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv1d | nn.Conv2d))
+    kernels = {id(module.weight) for module in convolutions if module.groups == 1}
+    chosen = [id(p) in kernels or (p.ndim == 2 and id(p) not in classes) for p in decayed["params"]]
     matrices = [p for p, is_chosen in zip(decayed["params"], chosen, strict=True) if is_chosen]
     others = [p for p, is_chosen in zip(decayed["params"], chosen, strict=True) if not is_chosen]
     return [
@@ -57,7 +59,7 @@ def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         s = x @ x.mT
         x = a * x + (b * s + c * s @ s) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    return (x.mT if tall else x).to(matrices.dtype).contiguous()  # a broadcast sends memory as it lies
 
 
 class Muon(AdamW):
@@ -73,6 +75,15 @@ class Muon(AdamW):
         for group in self.param_groups:
             group.setdefault("orthogonal", False)
         self.momentum = momentum
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state; ConfigError where other parameters had orthogonalized steps."""
+        sizes, own = ([len(group["params"]) for group in groups] for groups in
+                      (state_dict["param_groups"], self.param_groups))  # fmt: skip
+        if sizes != own:
+            raise ConfigError(f"the run's optimizer had {sizes} parameters in its groups, here are {own}: it cannot "
+                              "be resumed by this version; begin a run with --init and its export")  # fmt: skip
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -99,11 +110,12 @@ class Muon(AdamW):
             if parameter.grad is not None:
                 by_shape.setdefault(parameter.flatten(1).shape, []).append((parameter, parameter.grad))
         # Processes that share a batch have the same gradients, so each does a part and sends it to the others.
-        ranks, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
+        shared = distributed.is_available() and distributed.is_initialized()
+        ranks, rank = (distributed.get_world_size(), distributed.get_rank()) if shared else (1, 0)
         load, owner = [0] * ranks, {}
-        for shape, pairs in sorted(by_shape.items(), key=lambda item: -cost(*item)):
+        for shape, pairs in sorted(by_shape.items(), key=lambda item: -_cost(*item)):
             owner[shape] = load.index(min(load))
-            load[owner[shape]] += cost(shape, pairs)
+            load[owner[shape]] += _cost(shape, pairs)
             updates = []
             for parameter, gradient in pairs:
                 state = self.state[parameter]
@@ -123,7 +135,7 @@ class Muon(AdamW):
                 decayed.add_(step.view_as(parameter), alpha=-group["lr"])
 
 
-def cost(shape: torch.Size, matrices: Sequence[Any]) -> int:
+def _cost(shape: torch.Size, matrices: Sequence[Any]) -> int:
     """What orthogonalizing so many matrices of a shape takes, in no particular unit."""
     return len(matrices) * min(shape) * math.prod(shape)
 

@@ -67,7 +67,6 @@ class SpeakerCrops(SpeechCrops):
         """Speakers, each as often as there are speeds."""
         return len(self.speakers) * len(self.speeds)
 
-    @property
     def centres(self) -> NDArray[np.float32] | None:
         """(num_labels, D): what the teacher makes of each label, on average; None without a teacher."""
         if self.targets is None:

@@ -80,26 +80,15 @@ class SpeakerTask(Task):
         )  # fmt: skip
         dim = recipe.network.embedding_dim
         if recipe.classify_weight > 0:
-            self.classifiers = nn.ModuleList(self._classifier(crops, size) for size in (dim, *recipe.nested))
+            centres = crops.centres() if targets and crops.dim == dim else None
+            self.classifiers = nn.ModuleList(
+                make_classifier(recipe, size, crops.num_labels, centres) for size in (dim, *recipe.nested)
+            )
         if targets and crops.dim != dim:
             self.to_teacher = nn.Linear(dim, crops.dim, bias=False)
         names = [speaker.split("/")[0] for speaker in valid.speakers]
         self.corpora = np.unique(names, return_inverse=True)[1]
         return valid
-
-    def _classifier(self, crops: SpeakerCrops, size: int) -> MarginClassifier:
-        """Over the first `size` dimensions. Its first class vectors are the teacher's where the dimensions match.
-
-        Random ones spoil a trained encoder before they are learned, and cost a new one hundreds of steps.
-        """
-        recipe = self.recipe
-        classifier = MarginClassifier(
-            size, crops.num_labels, scale=recipe.scale, sub_centres=recipe.sub_centres, top_k=recipe.top_k,
-            top_k_penalty=recipe.top_k_penalty, fixed=recipe.fixed_classifier,
-        )  # fmt: skip
-        if crops.centres is not None and crops.dim == recipe.network.embedding_dim:
-            classifier.start_from(torch.from_numpy(crops.centres[:, :size]))
-        return classifier
 
     def embed(self, wav: Tensor) -> Tensor:
         """(B, N) -> (B, D); features in single precision whatever the network computes in."""
@@ -181,6 +170,20 @@ class SpeakerTask(Task):
         else:
             schedule = warmup_stable_decay(optimizer, recipe.warmup_steps, recipe.max_steps, recipe.decay_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def make_classifier(recipe: SpeakerRecipe, size: int, num_labels: int, centres: np.ndarray | None) -> MarginClassifier:
+    """Over the first `size` dimensions. Its first class vectors are `centres` (num_labels, D), where they are known.
+
+    Random ones pull a trained encoder apart until they are learned.
+    """
+    classifier = MarginClassifier(
+        size, num_labels, scale=recipe.scale, sub_centres=recipe.sub_centres, top_k=recipe.top_k,
+        top_k_penalty=recipe.top_k_penalty, fixed=recipe.fixed_classifier,
+    )  # fmt: skip
+    if centres is not None:
+        classifier.start_from(torch.from_numpy(centres[:, :size]))
+    return classifier
 
 
 def collapse(unit: np.ndarray, label: np.ndarray) -> float:

@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from codec.causal import CausalDepthwiseConv
+from codec.config import EscLiveConfig
+from codec.live import EscLive
 from engine.errors import ConfigError
 from recipes.harness.optim import Muon, make_optimizer, orthogonal_groups, orthogonalized
 from recipes.recipe import CodecRecipe
@@ -83,6 +86,20 @@ def test_kernels_are_matrices_and_class_vectors_are_not():
     assert float(values.min()) > 0.3 and float(values.max()) < 1.3
     left, _, right = torch.linalg.svd(net.wide.weight.grad.flatten(1), full_matrices=False)
     assert float((step * (left @ right)).sum() / (step.norm() * 24**0.5)) > 0.95
+
+
+def test_depthwise_kernels_of_the_codec_are_filters():
+    model = EscLive(EscLiveConfig())
+    depthwise = {id(m.weight) for m in model.modules() if isinstance(m, CausalDepthwiseConv)}
+    orthogonal = {id(p) for p in orthogonal_groups(model, 0.01)[0]["params"]}
+    assert len(depthwise) > 5 and len(orthogonal) > 20 and not depthwise & orthogonal
+
+
+def test_a_state_of_other_groups_is_an_error():
+    model, *_ = regression()
+    older = Muon([{"params": list(model.parameters()), "weight_decay": 0.0, "orthogonal": False}])
+    with pytest.raises(ConfigError, match="begin a run with --init"):
+        Muon(orthogonal_groups(model, 0.0)).load_state_dict(older.state_dict())
 
 
 def test_an_unknown_optimizer_is_an_error():

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 import speaker
+from engine import checkpoint
 from engine.errors import ScoreError
+from engine.features import kaldi_fbank
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
 from speaker.calibration import Calibration, fit
-from speaker.evidence import TOP, Evidence, calibration_of, evidence_of, system_of
+from speaker.evidence import TOP, Evidence, calibration_of, cohort_of, evidence_of, nearness, system_of
 from speaker.metrics import eer
 from speaker.model import SpeakerConfig, SpeakerEncoder
 from speaker.scoring import unit
@@ -33,6 +35,8 @@ def test_near_is_the_mean_of_the_highest_cosines():
     expected = np.sort(unit(vectors) @ cohort.T, axis=1)[:, -TOP:].mean(1)
     assert np.allclose(side.cohort, expected) and np.allclose(side.magnitude, 3) and (side.seconds == 2).all()
     assert Evidence(made).side(vectors, 2.0).cohort is None
+    assert np.allclose(nearness(cohort[:7], vectors), (unit(vectors) @ cohort[:7].T).mean(1))  # fewer than TOP: all
+    assert nearness(cohort, vectors[:0]).shape == (0,)
     with pytest.raises(ScoreError, match="needs the quality measure 'cohort'"):
         Evidence(made).llr(np.zeros(5), *[Evidence(made).side(vectors, 2.0)] * 2)
 
@@ -65,7 +69,7 @@ def test_a_crowd_is_told_from_a_likeness():
         cosines = np.einsum("nd,nd->n", unit(vectors)[first], unit(vectors)[second])
         return cosines, owners[first] == owners[second], side.take(first), side.take(second)
 
-    made = Calibration(["m@1:x"], [], [1.0], 0.0, 0.5, 1, 1, 0.0)
+    made = Calibration(["m@1:x"], ["cohort"], [1.0, 0, 0], 0.0, 0.5, 1, 1, 0.0)
     cosines, same, one, other = trials(5)
     near = {"cohort": np.stack([one.cohort, other.cohort], 1)}
     made = fit(["m@1:x"], cosines[:, None], same, near, ("cohort",))
@@ -80,8 +84,6 @@ def test_what_lies_beside_the_weights(tmp_path):
         embedding_dim=16, dilations=(2, 3),
     )  # fmt: skip
     torch.manual_seed(0)
-    from engine.features import kaldi_fbank
-
     speaker.save(tmp_path, SpeakerEncoder(SpeakerConfig(front_end=kaldi_fbank(24), network=network)).eval(), "# mine")
     encoder = speaker.load(tmp_path)
     name = f"{encoder.name}@{encoder.digest}"
@@ -93,8 +95,18 @@ def test_what_lies_beside_the_weights(tmp_path):
     assert plain.cohort is None and plain.calibration == calibration_of(tmp_path, encoder)
     rich = Calibration([system_of(name)], ["cohort"], [9.0, -1, -1], 0.0, 0.1, 9, 3, 0.5)
     rich.save(tmp_path / "verification.json")
-    with pytest.raises(ScoreError, match=r"needs the cohort of the model, .*cohort\.npz"):
+    with pytest.raises(ScoreError, match=r"needs the cohort of these weights, .*cohort\.npz"):
         evidence_of(tmp_path, encoder)
+    (tmp_path / "cohort.npz").write_bytes(b"")
+    with pytest.raises(ScoreError, match="holds no cohort"):
+        evidence_of(tmp_path, encoder)
+    np.savez(tmp_path / "cohort.npz", names=["a"], embeddings=np.ones((1, 16), np.float32), model=name)
+    with pytest.raises(ScoreError, match="two voices or more"):
+        evidence_of(tmp_path, encoder)
+    whole = (tmp_path / "cohort.npz").read_bytes()
+    (tmp_path / "cohort.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ScoreError, match="holds no cohort"):
+        cohort_of(tmp_path, name)
     rows = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
     np.savez(tmp_path / "cohort.npz", names=[str(k) for k in range(60)], embeddings=rows, model=name)
     found = evidence_of(tmp_path, encoder)
@@ -102,5 +114,14 @@ def test_what_lies_beside_the_weights(tmp_path):
     Calibration(["other@2:cosine+cohort50"], ["cohort"], [9.0, -1, -1], 0.0, 0.1, 9, 3, 0.5).save(
         tmp_path / "verification.json"
     )
-    with pytest.raises(ScoreError, match="was made for other@2"):
+    with pytest.raises(ScoreError, match=r"verification\.json: .*was made for other@2.*recipes\.calibrate"):
         evidence_of(tmp_path, encoder)
+
+
+def test_lengths_are_not_made_up_where_only_directions_are_known():
+    made = Calibration(["m@1:x"], ["magnitude"], [9.0, 1, 1], 0.0, 0.5, 1, 1, 0.0)
+    side = Evidence(made).side(np.ones((2, DIM)), 1.0, directions=True)
+    assert side.magnitude is None
+    with pytest.raises(ScoreError, match="needs the quality measure 'magnitude'"):
+        Evidence(made).llr(np.zeros(2), side, side)
+

@@ -12,6 +12,7 @@ from speaker.evidence import Evidence, cohort_of
 from speaker.gallery import Gallery
 from speaker.identify import OpenSet, line_of_tail, posteriors
 from speaker.migrate import best_penalty, learn, measure, migrate_store
+from speaker.scoring import unit
 from speaker.store import Store
 
 DIM = 48
@@ -89,6 +90,19 @@ def test_the_posterior_needs_a_calibration():
     answer = decide.identify(people[3], seconds=5.0)
     assert answer.best == "s3" and 0 < answer.posterior < 1 and 0 < answer.unknown < 1
     assert decide.identify(people[3], seconds=5.0, prior=0.01).posterior < answer.posterior
+
+
+def test_the_posterior_may_know_the_cohort():
+    """As the map says of each candidate, whose seconds may be unknown; once computed for a gallery."""
+    made = Calibration(["x@1:c"], ["seconds", "cohort"], [14.0, 1.2, -1.6, -0.1, -4.0, -3.0], 1.0, 0.1, 100, 10, 0.5)
+    evidence = Evidence(made, unit(voices(300, 99)))
+    people, decide = decider(20, evidence=evidence)
+    for _ in range(2):
+        answer = decide.identify(people[3], seconds=5.0)
+    row = decide.gallery.names.index(answer.best)
+    one = evidence.side(decide.gallery.means[[row]], 5.0, directions=True)
+    expected = evidence.llr(np.array([answer.cosine]), one, evidence.side(people[[3]], 5.0, directions=True))[0]
+    assert answer.best == "s3" and answer.llr == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_line_is_that_of_a_normal_tail():

@@ -31,6 +31,17 @@ def test_normalization_equals_wespeaker(shared):
         np.testing.assert_allclose(spread, g[f"std.{name}"], atol=1e-5)
 
 
+def test_nearness_alone_leaves_the_scores_as_they_are():
+    rng = np.random.default_rng(0)
+    vectors, cohort = rng.normal(size=(4, 6)), rng.normal(size=(30, 6))
+    trials = Trials(["0", "1"], ["2", "3"], [True, False])
+    plain = scoring.score(trials, list("0123"), vectors, scoring.Cosine())
+    found = scoring.score(trials, list("0123"), vectors, scoring.Cosine(), cohort=cohort, top=5, normalize=False)
+    assert np.array_equal(found.values, plain.values) and plain.cohort_means is None
+    near = np.sort(scoring.unit(vectors) @ scoring.unit(cohort).T, axis=1)[:, -5:].mean(1)
+    assert np.allclose(found.cohort_means, [near[:2], near[2:]])
+
+
 def test_plda_scores_equal_those_of_wespeaker_speechbrain_and_vbx(shared):
     g = golden(shared, "scoring_plda")
     size = len(g["psi"])

@@ -131,6 +131,8 @@ def test_pictures(run, folder):
         (["--trials", "trials.txt"], "either --root"),
         (["--trials", "trials.txt", "--root", "in", "--norm", "z"], "there are none, s, as and near"),
         (["--trials", "trials.txt", "--root", "in", "--norm", "as"], "brings no cohort"),
+        (["--trials", "trials.txt", "--root", "in", "--top", "9"], "--top is for --norm as and near, not for none"),
+        (["--trials", "trials.txt", "--root", "in", "--norm", "near", "--top", "0", "--cohort", "in"], "and top 0"),
         (["--trials", "trials.txt", "--root", "in", "--backend", "plda"], "together with --plda"),
         (["--trials", "trials.txt", "--embeddings", "nan.npz"], "1 embeddings are 0 or not finite, the first is b"),
         (["--trials", "trials.txt", "--embeddings", "two.npz"], "have no embedding"),
@@ -169,7 +171,7 @@ def test_verify_with_a_calibration(run, folder):
     assert np.linalg.norm(left) < 0.02 * np.linalg.norm(mean)
     speaker.save(folder / "ours", encoder, "# ours")
     encoder = speaker.load(folder / "ours")
-    with pytest.raises(Exception, match=r"cohort.npz is missing"):
+    with pytest.raises(Exception, match=r"cohort\.npz holds no cohort of these weights"):
         calibrate_recipe.calibrate(encoder, folder / "ours", joined, utterances, [], 0.1)
     assert "8 speakers" in calibrate_recipe.write_cohort(encoder, folder / "ours", names, vectors)
     told = calibrate_recipe.calibrate(encoder, folder / "ours", joined, utterances, [], 0.1)
@@ -188,9 +190,15 @@ def test_verify_with_a_calibration(run, folder):
     run("score", "--trials", "two.txt", "--root", "in", "--model", "./ours", "--norm", "near", "--calibration",
         "ours/verification.json", "--out", "two.out")  # fmt: skip
     assert score_files.read(folder / "two.out").scores[0] == pytest.approx(found["llr"], abs=1e-3)
-    with pytest.raises(Exception, match=r"was made for .*:cosine\+cohort50, the scores are of .*:cosine;"):
+    with pytest.raises(
+        Exception,
+        match=r"was made for .*:cosine\+cohort50, the scores are of .*:cosine; score with `--norm near --top 50`",
+    ):
         run("score", "--trials", "two.txt", "--root", "in", "--model", "./ours", "--calibration",
             "ours/verification.json", "--out", "never.out")  # fmt: skip
+    with pytest.raises(Exception, match=r"the scores are of .*:cosine\+cohort50\(\w{8}\)"):  # another cohort
+        run("score", "--trials", "two.txt", "--root", "in", "--model", "./ours", "--norm", "near", "--cohort", "in",
+            "--calibration", "ours/verification.json", "--out", "never.out")  # fmt: skip
     strict = json.loads(
         run("verify", "in/s5/0.wav", "in/s5/1.wav", "--model", "./ours", "--prior", "1e-9", "--json").stdout
     )
