@@ -5,7 +5,6 @@ import pytest
 import torch
 
 import speaker
-from engine import checkpoint
 from engine.errors import ScoreError
 from engine.features import kaldi_fbank
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
@@ -124,4 +123,3 @@ def test_lengths_are_not_made_up_where_only_directions_are_known():
     assert side.magnitude is None
     with pytest.raises(ScoreError, match="needs the quality measure 'magnitude'"):
         Evidence(made).llr(np.zeros(2), side, side)
-
