@@ -268,8 +268,7 @@ def searching(simulation: Simulation, sizes: Sequence[int], first_dims: int) -> 
                 took.append(1000 * (time.perf_counter() - start_time))
             rows.append([f"{size:,}", name, wilson(same, len(exact)), f"{np.median(took):.1f}"])
             print(*rows[-1], sep="\t", file=sys.stderr, flush=True)
-    told = ("Recall: of the match that exact search finds. The encoder was not trained to have its information in the "
-            "first dimensions; simulated speakers, one print each.")  # fmt: skip
+    told = "Recall: of the match that exact search finds. Simulated speakers, one print each."
     return report.table(["enrolled (simulated)", "search", "recall %", "ms"], rows) + f"\n\n{told}"
 
 

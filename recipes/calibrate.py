@@ -1,10 +1,11 @@
-"""Give a trained encoder what verification, identification and streams need: calibrations and a cohort.
+"""Give a trained encoder what verification, identification and streams need: a calibration and a cohort.
 
     python -m recipes.calibrate checkpoints/ecapa --data MANIFEST --noise MANIFEST
 
-The calibrations (speaker.evidence) are learned on speakers that training has held out (the same split): recordings of
-1 to 10 s, most of them with noise at 0 to 30 dB. The cohort is a mean embedding for each training speaker. All of it
-goes into the folder.
+The calibration (speaker.evidence) is learned on speakers that training has held out (the same split): recordings of 1
+to 10 s, most of them with noise at 0 to 30 dB. The cohort is a mean embedding for each training speaker. Both go into
+the folder. With --near another map is written, which knows how near a voice is to those of the cohort: good where the
+voices to come are of the same kind as the cohort's, and misleading where they are not (docs/speaker_training.md).
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--centre", action="store_true", help="first move the mean of the training speakers to 0")
     parser.add_argument("--leave-out", action="append", default=[], metavar="CORPUS",
                         help="from the calibration: a corpus whose labels are not certain")  # fmt: skip
+    parser.add_argument("--near", action="store_true",
+                        help="also a map that knows the cohort, for voices of its kind alone")  # fmt: skip
     parser.add_argument("--prior", type=float, default=0.1, help="of a target")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -73,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 (options.model / stale).unlink(missing_ok=True)
             encoder = speaker.load(options.model)
         print(write_cohort(encoder, options.model, names, vectors))
-        print(calibrate(encoder, options.model, samples, held_out, options.noise, options.prior))
+        print(calibrate(encoder, options.model, samples, held_out, options.noise, options.prior, options.near))
     except SpeechError as error:
         print(f"calibrate: error: {error}", file=sys.stderr)
         return 2
@@ -82,12 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def calibrate(
     encoder: SpeakerEncoder, folder: Path, samples: np.ndarray, utterances: list[Utterance], noise: list[str],
-    prior: float,
+    prior: float, near: bool = False,
 ) -> str:  # fmt: skip
-    """Write both calibrations, without and with the cohort that lies there; returns a line about them."""
+    """Write the calibration, and with `near` that which knows the cohort that lies there; returns a line about it."""
     name = f"{encoder.name}@{encoder.digest}"
-    cohort = cohort_of(folder, name)
-    if cohort is None:
+    cohort = cohort_of(folder, name) if near else None
+    if near and cohort is None:
         raise ConfigError(f"{folder / COHORT} holds no cohort of these weights; `python -m recipes.calibrate` makes it")
     rng, rate = np.random.default_rng(0), encoder.config.front_end.sample_rate
     chain = None
@@ -113,12 +116,12 @@ def calibrate(
     quality, labels = {"seconds": sides}, rows[first] == rows[second]
     found = fit([f"{name}:cosine"], scores, labels, quality, ("seconds",), prior)
     found.save(folder / CALIBRATION)
-    near = nearness(unit(cohort.astype(np.float64)), np.array(vectors))
-    quality["cohort"] = near[np.stack([first, second], 1)]
-    fit([system_of(name)], scores, labels, quality, ("seconds", "cohort"), prior).save(folder / VERIFICATION)
+    if cohort is not None:
+        nearby = nearness(unit(cohort.astype(np.float64)), np.array(vectors))
+        quality["cohort"] = nearby[np.stack([first, second], 1)]
+        fit([system_of(name)], scores, labels, quality, ("seconds", "cohort"), prior).save(folder / VERIFICATION)
     return (
-        f"{folder / CALIBRATION}, {VERIFICATION}: {found.trials:,} trials, {found.targets:,} of one speaker, "
-        f"{rows.max() + 1} speakers"
+        f"{folder / CALIBRATION}: {found.trials:,} trials, {found.targets:,} of one speaker, {rows.max() + 1} speakers"
     )
 
 

@@ -79,9 +79,8 @@ Not measured yet: `make verification`.
 
 ## Calibration
 The mean over the training speakers was moved to 0 (`recipes.calibrate --centre`).
-`speaker verify` turns the cosine, the seconds of speech, and how near either voice is to those of the cohort into a
-log-likelihood ratio (`verification.json`, learned on held-out training speakers, 1 to 10 s, noise at 0 to 30 dB;
-`calibration.json` does without the cohort, for diarization). On the test lists, cut and disturbed in the same way:
+`speaker verify` turns the cosine and the seconds of speech into a log-likelihood ratio (`calibration.json`, learned on
+held-out training speakers, 1 to 10 s, noise at 0 to 30 dB). On the test lists, cut and disturbed in the same way:
 
 <!-- calibration -->
 Not measured yet: `python -m benchmarks.calibration`.

@@ -153,7 +153,9 @@ def embed(
 def verify(
     first: Annotated[Path, typer.Argument(metavar="A.wav")],
     second: Annotated[Path, typer.Argument(metavar="B.wav")],
-    prior: Annotated[float, typer.Option(help="How probable one speaker is beforehand.")] = 0.5,
+    prior: Annotated[
+        float | None, typer.Option(help="How probable one speaker is beforehand.", show_default="0.1")
+    ] = None,
     cost_miss: Annotated[float, typer.Option(help="What it costs to turn the right speaker away.")] = 1.0,
     cost_false: Annotated[float, typer.Option(help="What it costs to accept a wrong one.")] = 1.0,
     threshold: Annotated[
@@ -164,12 +166,13 @@ def verify(
 ) -> None:
     """Are two recordings of one speaker? Exit status 0 same, 1 different, 2 trouble, such as too little speech.
 
-    Where the model brings a calibration: the log-likelihood ratio (natural logarithm) of the cosine, the seconds of
-    speech and how near both are to voices in general; the probability at the prior; and the decision that costs least.
-    Without: the cosine, and a decision only with --threshold.
+    Where the model brings a calibration: the log-likelihood ratio (natural logarithm) of the cosine and the
+    seconds of speech, the probability at the prior, and the decision that costs least. Without: the cosine, and a
+    decision only with --threshold.
     """
-    from speaker.verify import compare
+    from speaker.verify import PRIOR, compare
 
+    prior = PRIOR if prior is None else prior
     if not 0 < prior < 1 or min(cost_miss, cost_false) <= 0:
         raise SpeechError(f"the prior lies between 0 and 1, costs are above 0; got {prior}, {cost_miss}, {cost_false}")
     found = compare(first, second, model, prior, cost_miss, cost_false, threshold)

@@ -3,13 +3,14 @@
 A model folder may hold
 
 - `cohort.npz`: a mean embedding for each training speaker, voices in general;
-- `calibration.json`: a map of cosines and seconds of speech, which needs nothing else;
-- `verification.json`: one that also knows how near either side is to voices in general, the mean of its TOP highest
-  cosines with the cohort. Voices that are near to many (children, a telephone, noise) are near to the wrong ones too;
-  this "imposter mean" (Thienpondt et al. 2021) is also the first half of adaptive normalization. It is used before
-  `calibration.json`, but for diarization. docs/speaker_training.md has what it brings.
+- `calibration.json`: a map of cosines and seconds of speech;
+- `verification.json`: one that also knows how near either side is to the voices of the cohort, the mean of its TOP
+  highest cosines with them, "imposter mean" in Thienpondt et al. (2021) and the first half of adaptive normalization.
+  Where it lies it is used before `calibration.json`, but for diarization.
 
-A calibration of one's own: `speaker score --norm near`, then `speaker calibrate --quality seconds,cohort --out
+The latter is worth much where the voices are of the kind of the cohort's, and misleads where they are not: see
+docs/speaker_training.md. So none comes with the shipped model. `recipes.calibrate --near` makes one, or, of recordings
+of one's own, `speaker score --norm near` and then `speaker calibrate --quality seconds,cohort --out
 FOLDER/verification.json`.
 """
 
@@ -38,7 +39,7 @@ __all__ = [
 ]  # fmt: skip
 
 CALIBRATION, VERIFICATION, COHORT = "calibration.json", "verification.json", "cohort.npz"
-TOP = 50  # cohort scores that say how near a voice is to others; on held-out training speakers better than 200
+TOP = 50  # cohort scores that say how near a voice is to others
 
 
 class Side(NamedTuple):

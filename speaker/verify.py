@@ -17,6 +17,8 @@ from speaker.metrics import Cost
 from speaker.model import default, load
 from speaker.scoring import unit
 
+PRIOR = 0.1  # of one speaker, where nobody says: a voice that is taken for another's is the worse mistake
+
 
 @dataclass
 class Answer:
@@ -45,7 +47,7 @@ class Answer:
 
 
 def compare(
-    first: Path, second: Path, model: str | None = None, prior: float = 0.5, cost_miss: float = 1.0,
+    first: Path, second: Path, model: str | None = None, prior: float = PRIOR, cost_miss: float = 1.0,
     cost_false: float = 1.0, threshold: float | None = None,
 ) -> Answer:  # fmt: skip
     """Embed both and compare; SpeechError for silence, or less speech than the calibration has seen."""

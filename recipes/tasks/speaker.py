@@ -53,6 +53,11 @@ class SpeakerTask(Task):
     def monitor(self) -> dict[str, int]:
         return {"valid/eer2": -1}
 
+    @property
+    def seconds_per_step(self) -> float:
+        """On average: crops are drawn at the longest length and cut, all of a step to one."""
+        return self.recipe.batch_size * sum(self.recipe.crop_seconds) / 2
+
     def start_from(self, folder: Path) -> None:
         """Take the weights of a trained encoder of the same configuration, for example for a larger margin."""
         trained = speaker.load(folder)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import speaker
+from engine import checkpoint
 from engine.errors import ScoreError
 from engine.features import kaldi_fbank
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
@@ -123,3 +124,10 @@ def test_lengths_are_not_made_up_where_only_directions_are_known():
     assert side.magnitude is None
     with pytest.raises(ScoreError, match="needs the quality measure 'magnitude'"):
         Evidence(made).llr(np.zeros(2), side, side)
+
+
+def test_the_shipped_model_is_calibrated_for_voices_of_any_kind():
+    encoder = speaker.load("ecapa")
+    found = evidence_of(checkpoint.find("ecapa"), encoder)
+    assert found == Evidence(calibration_of(checkpoint.find("ecapa"), encoder))
+    assert found.calibration.quality == ["seconds"]

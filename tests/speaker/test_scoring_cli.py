@@ -172,9 +172,11 @@ def test_verify_with_a_calibration(run, folder):
     speaker.save(folder / "ours", encoder, "# ours")
     encoder = speaker.load(folder / "ours")
     with pytest.raises(Exception, match=r"cohort\.npz holds no cohort of these weights"):
-        calibrate_recipe.calibrate(encoder, folder / "ours", joined, utterances, [], 0.1)
+        calibrate_recipe.calibrate(encoder, folder / "ours", joined, utterances, [], 0.1, near=True)
     assert "8 speakers" in calibrate_recipe.write_cohort(encoder, folder / "ours", names, vectors)
     told = calibrate_recipe.calibrate(encoder, folder / "ours", joined, utterances, [], 0.1)
+    assert not (folder / "ours" / "verification.json").exists()
+    calibrate_recipe.calibrate(encoder, folder / "ours", joined, utterances, [], 0.1, near=True)
     assert "8 speakers" in told
     made = json.loads((folder / "ours" / "verification.json").read_text())
     assert made["quality"] == ["seconds", "cohort"] and len(made["weights"]) == 6
