@@ -182,7 +182,7 @@ def test_verify_with_a_calibration(run, folder):
     assert made["quality"] == ["seconds", "cohort"] and len(made["weights"]) == 6
     run("score", "--trials", "trials.txt", "--root", "in", "--model", "./ours", "--norm", "as", "--top", "5",
         "--out", "n.txt")  # fmt: skip
-    same = run("verify", "in/s5/0.wav", "in/s5/1.wav", "--model", "./ours")
+    same = run("verify", "in/s5/0.wav", "in/s5/1.wav", "--model", "./ours", "--prior", "0.5")
     other = run("verify", "in/s0/0.wav", "in/s7/1.wav", "--model", "./ours", "--json")
     assert same.exit_code == 0 and "same speaker: log-likelihood ratio +" in same.stdout
     found = json.loads(other.stdout)
