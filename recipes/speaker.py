@@ -27,7 +27,10 @@ AUGMENT = AugmentConfig(
 def ecapa() -> SpeakerRecipe:
     """ECAPA-TDNN with 512 channels (Desplanques et al. 2020); its first 32, 64, 128 dimensions are embeddings too."""
     network = EcapaTdnnConfig()
-    return SpeakerRecipe(name="ecapa", network=network, augment=AUGMENT, nested=(32, 64, 128), crop_seconds=(1.0, 2.6))
+    return SpeakerRecipe(
+        name="ecapa", network=network, augment=AUGMENT, nested=(32, 64, 128), crop_seconds=(1.0, 2.6), batch_size=96,
+        optimizer="muon", learning_rate=3e-3,
+    )  # fmt: skip
 
 
 def titanet() -> SpeakerRecipe:
