@@ -97,19 +97,19 @@ def evidence_of(folder: Path, encoder: SpeakerEncoder) -> Evidence | None:
         try:
             found.check_systems([system_of(name)])
         except ScoreError as error:
-            raise ScoreError(f"{path}: {error}; `python -m recipes.calibrate` makes all anew") from error
+            raise ScoreError(f"{path}: {error}; `python -m recipes.calibrate --near` makes it anew") from error
         cohort = cohort_of(folder, name)
         if cohort is None or cohort.ndim != 2 or len(cohort) < 2:
             raise ScoreError(f"{path} needs the cohort of these weights, two voices or more, as {folder / COHORT}; "
-                             "`python -m recipes.calibrate` makes both")  # fmt: skip
+                             "`python -m recipes.calibrate --near` makes both")  # fmt: skip
         return Evidence(found, unit(cohort.astype(np.float64)))
     plain = calibration_of(folder, encoder)
     return None if plain is None else Evidence(plain)
 
 
-def system_of(model: str, top: int = TOP) -> str:
+def system_of(model: str) -> str:
     """What scores are called that come with the nearness to a cohort: `model` is name@digest."""
-    return f"{model}:cosine+cohort{top}"
+    return f"{model}:cosine+cohort{TOP}"
 
 
 def calibration_of(folder: Path, encoder: SpeakerEncoder) -> Calibration | None:
