@@ -3,10 +3,10 @@
     python -m benchmarks.verification --trials LIST... --root FOLDER [--models ecapa] [--beside campplus ge2e]
         [--fuse] [--seconds 0 3 2 1] [--write FILE...]
 
-Scores are cosines; a row "NAME, verify" is by the log-likelihood ratio of `speaker verify`, where the model has what
-that needs: it also knows the seconds of speech, and how near either voice is to those of the cohort. Both sides are cut
-to their middle seconds; 0 leaves them whole. Intervals are 95 %, bootstrap over speakers; where a list has few speakers
-they are wide. Speaker names are the folders of the recordings.
+Scores are cosines; a row "NAME, verify" is by the log-likelihood ratio of `speaker verify`, where the model brings what
+that needs: it also knows the seconds of speech. Both sides are cut to their middle seconds; 0 leaves them whole.
+Intervals are 95 %, bootstrap over speakers; where a list has few speakers they are wide. Speaker names are the folders
+of the recordings.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def compare(
     result = embed_files(encoder, [first, second] if first != second else [first])
     for reason in result.failed.values():
         raise SpeechError(reason)
-    a, b = unit(np.array((result.vectors * 2)[:2], dtype=np.float64))
+    vectors = np.array((result.vectors * 2)[:2], dtype=np.float64)
+    a, b = unit(vectors)
     quality = (result.quality * 2)[:2]
     evidence = evidence_of(folder, encoder)
     shortest = 0.0 if evidence is None else evidence.calibration.shortest
@@ -70,7 +71,6 @@ def compare(
     if threshold is not None:
         answer.same = answer.cosine >= threshold
     if evidence is not None:
-        vectors = np.array((result.vectors * 2)[:2])
         one, other = (evidence.side(vectors[[k]], answer.seconds[k]) for k in (0, 1))
         answer.llr = float(evidence.llr(np.array([answer.cosine]), one, other)[0])
         answer.posterior = 1 / (1 + math.exp(-min(500.0, max(-500.0, answer.llr + math.log(prior / (1 - prior))))))
