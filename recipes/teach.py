@@ -77,9 +77,10 @@ def teach(name: str, manifests: Sequence[str], out: Path, speeds: Sequence[float
           cache: Path) -> None:  # fmt: skip
     """Embed what `out` does not have yet, and write."""
     found = begun(out, name, tuple(round(factor, 4) for factor in speeds))
-    embed = load_teacher(name)
+    embed = load_teacher(name, half=has_bfloat16())
     samples, utterances = build_cache(list(manifests), cache, RATE)
     picked = [u for u in chosen(utterances, speaker_seconds) if u.sha256 not in found]
+    picked.sort(key=lambda u: u.num_samples)  # equal lengths one after the other: no kernel is compiled twice
     started, said = time.monotonic(), time.monotonic()
     for number, u in enumerate(picked, 1):
         count = min(u.num_samples, int(MOST_SECONDS * RATE))
@@ -92,6 +93,11 @@ def teach(name: str, manifests: Sequence[str], out: Path, speeds: Sequence[float
             left = (said - started) / number * (len(picked) - number) / 60
             print(f"{number:,} of {len(picked):,}, {left:.0f} min left", file=sys.stderr, flush=True)
     save(out, name, speeds, found)
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor computes in it; others imitate it, slowly."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def begun(out: Path, name: str, speeds: tuple[float, ...]) -> dict[str, NDArray[np.float16]]:

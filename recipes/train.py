@@ -46,6 +46,7 @@ NO_RECIPES = {
     "recipe",
     "calibrate",
     "diarization",
+    "directions",
     "export",
     "cache",
     "teach",

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from engine.errors import ConfigError
-from recipes.harness.data import SpeechCrops, Utterance, build_cache, is_validation
+from recipes.harness.data import SpeechCrops, Utterance, build_cache
 from recipes.harness.task import Task
 
 log = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ def make_loaders(
         raise ConfigError(f"a batch of {recipe.batch_size} crops cannot be dealt to {world_size} devices; "
                           f"change their number or --set batch_size")  # fmt: skip
     samples, utterances = build_cache(list(manifests), cache, recipe.sample_rate)
-    held_out = [u for u in utterances if is_validation(u.speaker, recipe.validation_percent)]
-    train = [u for u in utterances if not is_validation(u.speaker, recipe.validation_percent)]
+    held_out = [u for u in utterances if task.holds_out(u)]
+    train = [u for u in utterances if not task.holds_out(u)]
     hours = sum(u.num_samples for u in train) / recipe.sample_rate / 3600
     log.warning("training on %.2f h, %d recordings; validating on %d", hours, len(train), len(held_out))
     if not held_out:

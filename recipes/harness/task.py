@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.errors import ConfigError
 from recipes.harness.augment import Augment, AugmentConfig
-from recipes.harness.data import SpeechCrops, Utterance
+from recipes.harness.data import SpeechCrops, Utterance, is_validation
 from recipes.recipe import Recipe
 
 
@@ -42,6 +42,10 @@ class Task(pl.LightningModule):
     def seconds_per_step(self) -> float:
         """Seconds of audio in a step, over all devices."""
         return self.recipe.batch_size * self.recipe.crop_samples / self.recipe.sample_rate
+
+    def holds_out(self, utterance: Utterance) -> bool:
+        """Whether a recording is for validation and never trained on: decided by who speaks."""
+        return is_validation(utterance.speaker, self.recipe.validation_percent)
 
     def prepare(self, samples: np.ndarray, train: list[Utterance], held_out: list[Utterance]) -> SpeechCrops:
         """Set `crops`, those to train on, and return those to validate on; called once, before the optimizer is made.

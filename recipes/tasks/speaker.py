@@ -15,6 +15,7 @@ from engine.errors import ConfigError
 from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import SpeechCrops, Utterance
 from recipes.harness.optim import cyclic, make_optimizer, warmup_cosine, warmup_stable_decay
+from recipes.harness.recordings import UNLABELLED
 from recipes.harness.speakers import SpeakerCrop, SpeakerCrops, centred
 from recipes.harness.task import Task
 from recipes.recipe import SpeakerRecipe
@@ -64,6 +65,13 @@ class SpeakerTask(Task):
         if trained.config != self.recipe.model:
             raise ConfigError(f"{folder} has another configuration than the recipe: {trained.config}")
         self.model.backbone.load_state_dict(trained.backbone.state_dict())
+
+    def holds_out(self, utterance: Utterance) -> bool:
+        """Recordings of unknown speakers are all trained on: nobody can tell whether two of them should be alike.
+
+        Held out by the name that they share, a corpus of thousands of voices would be lost as one speaker.
+        """
+        return not utterance.speaker.endswith(UNLABELLED) and super().holds_out(utterance)
 
     def prepare(self, samples: np.ndarray, train: list[Utterance], held_out: list[Utterance]) -> SpeechCrops:
         """Labels, targets, and the layers whose size depends on how many of them there are."""

@@ -150,6 +150,12 @@ def test_classes_start_where_the_teacher_puts_them(manifest, targets):
     assert torch.allclose(task.classifiers[0].weight, equiangular(22, 16), atol=1e-6)
 
 
+def test_unknown_voices_are_trained_on_never_held_out():
+    task = SpeakerTask(replace(tiny(), validation_percent=100.0))
+    assert task.holds_out(Utterance("a", "demo/0", 0, 10, "a"))
+    assert not task.holds_out(Utterance("a", "demo/unlabelled", 0, 10, "a"))
+
+
 def test_targets_mix_the_recording_and_its_speaker(manifest, targets):
     alone, mean = crops(manifest, targets, own_share=1.0), crops(manifest, targets, own_share=0.0)
     of_first = [i for i, u in enumerate(alone.utterances) if u.speaker == "demo/0"]
@@ -196,7 +202,7 @@ def test_the_mean_of_the_speakers_is_taken_off_the_teacher():
 
 
 def test_teach_writes_what_training_reads(manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(teach, "load_teacher", lambda name: lambda wav: np.array([len(wav), 1.0], np.float32))
+    monkeypatch.setattr(teach, "load_teacher", lambda name, half: lambda wav: np.array([len(wav), 1.0], np.float32))
     out = tmp_path / "a" / "targets.npz"
     given = ["fake", "--data", str(manifest), "--out", str(out), "--speeds", "1", "2", "--speaker-seconds", "2.5"]
     assert teach.main([*given, "--cache", str(manifest.parent / "cache")]) == 0
@@ -207,7 +213,7 @@ def test_teach_writes_what_training_reads(manifest, tmp_path, monkeypatch):
 
 def test_teach_goes_on_with_what_a_file_holds(manifest, tmp_path, monkeypatch):
     heard = []
-    monkeypatch.setattr(teach, "load_teacher", lambda name: lambda wav: heard.append(0) or np.ones(2, np.float32))
+    monkeypatch.setattr(teach, "load_teacher", lambda name, half: lambda wav: heard.append(0) or np.ones(2, np.float32))
     monkeypatch.setattr(teach, "SAVE_SECONDS", 0.0)
     out = tmp_path / "targets.npz"
     given = ["fake", "--data", str(manifest), "--out", str(out), "--cache", str(manifest.parent / "cache")]

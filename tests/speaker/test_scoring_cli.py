@@ -11,6 +11,7 @@ import speaker
 from engine import audio
 from engine.features import kaldi_fbank
 from recipes import calibrate as calibrate_recipe
+from recipes.directions import mean_embeddings
 from recipes.harness.data import Utterance
 from speaker import score_files
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
@@ -163,14 +164,18 @@ def test_verify_with_a_calibration(run, folder):
             at += len(wav)
     encoder = speaker.load(folder / "ours")
     joined = np.concatenate(samples)
-    before = calibrate_recipe.recordings_of_speakers(encoder, joined, utterances)
-    mean = calibrate_recipe.mean_embeddings(*before)[1].mean(0)
-    calibrate_recipe.centre(encoder, mean)
-    names, vectors = calibrate_recipe.recordings_of_speakers(encoder, joined, utterances)
-    left = calibrate_recipe.mean_embeddings(names, vectors)[1].mean(0)
-    assert np.linalg.norm(left) < 0.02 * np.linalg.norm(mean)
     speaker.save(folder / "ours", encoder, "# ours")
-    encoder = speaker.load(folder / "ours")
+    before = calibrate_recipe.recordings_of_speakers(encoder, joined, utterances)
+    mean = mean_embeddings(*before)[1].mean(0)
+    (folder / "ours" / "calibration.json").write_text("of other weights")
+    for exponent in (None, 0.5):
+        encoder, told = calibrate_recipe.improved(encoder, folder / "ours", *before, exponent)
+        names, vectors = calibrate_recipe.recordings_of_speakers(encoder, joined, utterances)
+        np.testing.assert_allclose(vectors, told, atol=1e-3 * np.abs(told).max())
+        assert np.linalg.norm(mean_embeddings(names, vectors)[1].mean(0)) < 0.02 * np.linalg.norm(mean)
+        before = names, vectors
+    assert not (folder / "ours" / "calibration.json").exists()
+    assert (folder / "ours" / "README.md").read_text().startswith("# ours")
     with pytest.raises(Exception, match=r"cohort\.npz holds no cohort of these weights"):
         calibrate_recipe.calibrate(encoder, folder / "ours", joined, utterances, [], 0.1, near=True)
     assert "8 speakers" in calibrate_recipe.write_cohort(encoder, folder / "ours", names, vectors)

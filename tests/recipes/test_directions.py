@@ -1,0 +1,82 @@
+"""The last layer of an encoder, changed so that embeddings are centred, turned and scaled."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine.errors import ConfigError
+from engine.features import kaldi_fbank
+from recipes.directions import balanced, mean_embeddings, transform
+from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
+from speaker.backbones.resnet import resnet
+from speaker.backbones.xvector import XvectorConfig
+from speaker.model import SpeakerConfig, SpeakerEncoder
+
+NETWORKS = {
+    "ecapa": EcapaTdnnConfig(num_bins=24, channels=32, mfa_channels=48, res2_scale=4, squeeze_channels=8,
+                             attention_channels=8, embedding_dim=16, dilations=(2, 3)),
+    "without a norm": EcapaTdnnConfig(num_bins=24, channels=32, mfa_channels=48, res2_scale=4, squeeze_channels=8,
+                                      attention_channels=8, embedding_dim=16, dilations=(2,), embedding_norm=False),
+    "resnet": resnet(34, channels=4, num_bins=24, embedding_dim=16),
+    "x-vector": XvectorConfig(num_bins=24, channels=16, stats_channels=32, embedding_dim=16),
+}  # fmt: skip
+
+
+def encoder_of(network):
+    torch.manual_seed(0)
+    encoder = SpeakerEncoder(SpeakerConfig(front_end=kaldi_fbank(24), network=network)).eval()
+    for module in encoder.modules():  # as after training
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean.normal_(), module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 2), nn.init.normal_(module.bias)
+    return encoder
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_the_encoder_gives_the_map_of_what_it_gave(network):
+    encoder, rng = encoder_of(network), np.random.default_rng(1)
+    wav = torch.from_numpy(rng.normal(0, 0.1, (3, 16_000)).astype(np.float32))
+    matrix, offset = rng.normal(size=(16, 16)), rng.normal(size=16)
+    with torch.inference_mode():
+        before = encoder(wav).double().numpy()
+        transform(encoder, matrix, offset)
+        np.testing.assert_allclose(encoder(wav).numpy(), before @ matrix.T + offset, rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_that_ends_otherwise_is_left_as_it_was():
+    encoder = encoder_of(NETWORKS["without a norm"])
+    encoder.backbone.register_forward_hook(lambda module, inputs, output: output.tanh())
+    weights = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with pytest.raises(ConfigError, match="last layers of EcapaTdnn cannot turn"):
+        transform(encoder, 2 * np.eye(16), np.zeros(16))
+    with pytest.raises(ConfigError, match="cannot turn"):
+        transform(encoder, np.eye(8), np.zeros(8))
+    assert all(torch.equal(weights[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_widest_directions_come_first_and_lose_most():
+    rng = np.random.default_rng(0)
+    turned, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    spread = np.array([1.0, 8.0, 2.0, 4.0, 0.5, 0.25])
+    vectors = (rng.normal(size=(4000, 6)) * spread) @ turned.T
+    ratios = []
+    for exponent in (0.0, 0.5, 1.0):
+        found = vectors @ balanced(vectors, exponent).T
+        covariance = np.cov(found.T)
+        wide = np.sqrt(np.diag(covariance))
+        assert np.all(np.diff(wide[:4]) < 0.05 * wide[0])  # in order
+        off = covariance - np.diag(np.diag(covariance))
+        assert np.abs(off).max() < 0.1 * np.diag(covariance).max()
+        ratios.append(wide[0] / wide[2])
+    assert ratios[0] == pytest.approx(4, rel=0.1)  # 8 to 2
+    # By their spread as directions, of which the widest have less: an embedding counts by where it points.
+    assert ratios[1] == pytest.approx(np.sqrt(ratios[0] * ratios[2]), rel=0.05) and 1 < ratios[2] < ratios[0] / 2
+    np.testing.assert_allclose(balanced(vectors, 0.0) @ balanced(vectors, 0.0).T, np.eye(6), atol=1e-9)
+
+
+def test_mean_embeddings_do_not_follow_one_that_is_far_too_long():
+    vectors = np.array([[1.0, 0.0], [1.0, 0.2], [0.0, 100.0], [0.0, 1.0]])
+    names, means = mean_embeddings(["a", "a", "a", "b"], vectors)
+    assert names == ["a", "b"] and means[0, 1] < 1 and np.allclose(means[1], [0, 1])
