@@ -22,7 +22,6 @@ from engine import audio, checkpoint
 from engine.errors import SpeechError
 from recipes.harness.augment import Augment, AugmentConfig
 from speaker.calibration import fit
-from speaker.collections import rows_of
 from speaker.evidence import evidence_of
 from speaker.metrics import Cost, act_dcf, cllr, eer, min_cllr, min_dcf, split
 from speaker.quality import assess
@@ -80,7 +79,7 @@ def measure(lists: Sequence[Path], root: Path, noise: Sequence[str], model: str)
         labels = np.array(trials.labels)
         whole, cut = (score(trials, names, np.array(vectors), Cosine()).values for vectors in (clean, hard))
         known = evidence.side(np.array(hard), np.array(seconds))
-        at = rows_of(trials, names)
+        at = trials.rows(names)
         ratios = evidence.llr(cut, known.take(at[:, 0]), known.take(at[:, 1]))
         fixed = fit(["clean"], whole[:, None], labels)
         parts.append((path.stem, labels, ratios, fixed.llr(cut[:, None], {})))

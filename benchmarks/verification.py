@@ -26,7 +26,7 @@ from benchmarks import report
 from engine import audio, checkpoint
 from engine.errors import SpeechError
 from recipes.teachers import load_teacher
-from speaker.collections import rows_of, speaker_of
+from speaker.collections import speaker_of
 from speaker.evidence import Evidence, evidence_of
 from speaker.intervals import eer_percent, least_cost, paired_difference, speaker_bootstrap
 from speaker.model import SpeakerEncoder
@@ -137,7 +137,7 @@ def cosines(
             found.setdefault(encoder, []).append(values)
             if judge is not None:
                 known = judge.side(vectors, np.array([assess(part, RATE).seconds for part in parts]))
-                at = rows_of(trials, names)
+                at = trials.rows(names)
                 ratios = judge.llr(values, known.take(at[:, 0]), known.take(at[:, 1]))
                 found.setdefault(judged(encoder), []).append(ratios)
     return found

@@ -79,8 +79,8 @@ def _kaldi(path: Path) -> tuple[list[str], Floats]:
     return [name for name, _ in pairs], np.array([vector for _, vector in pairs], dtype=np.float64)
 
 
-def cohort(source: Path, encoder: SpeakerEncoder | None, like: Collection) -> Floats:
-    """(C, D): a mean for each speaker of a file or a folder of speakers; ScoreError if another model made it."""
+def cohort(source: Path, encoder: SpeakerEncoder | None, model: str) -> Floats:
+    """(C, D): a mean for each speaker of a file or a folder of speakers; ScoreError if not by `model`, name@digest."""
     if source.is_dir():
         if encoder is None:
             raise ScoreError(
@@ -89,9 +89,9 @@ def cohort(source: Path, encoder: SpeakerEncoder | None, like: Collection) -> Fl
         files = find_recordings([source])
         found = of_recordings(encoder, source, [path.relative_to(source).as_posix() for path in files])
     else:
-        found = read(source, like.model)
-    if found.model.partition("@")[2] != like.model.partition("@")[2]:
-        raise ScoreError(f"the cohort is of {found.model}, the embeddings are of {like.model}")
+        found = read(source, model)
+    if found.model.partition("@")[2] != model.partition("@")[2]:
+        raise ScoreError(f"the cohort is of {found.model}, the embeddings are of {model}")
     return speaker_means(found.vectors, [speaker_of(name) for name in found.names])[1]
 
 
@@ -150,10 +150,4 @@ def read_spk2utt(path: Path) -> dict[str, list[str]]:
 
 def sides(trials: Trials, values: Floats, names: list[str]) -> NDArray[np.float64]:
     """(n, 2): a value of each side of every trial."""
-    return values[rows_of(trials, names)]
-
-
-def rows_of(trials: Trials, names: list[str]) -> NDArray[np.intp]:
-    """(n, 2): where in `names` the recordings of each trial are."""
-    at = {name: row for row, name in enumerate(names)}
-    return np.array([[at[name] for name in side] for side in (trials.enrol, trials.test)], dtype=np.intp).T
+    return values[trials.rows(names)]

@@ -103,15 +103,10 @@ def score(
     Without `normalize` the scores stay as they are, and only how near either side is to the cohort is told.
     ScoreError names recordings of the list that have no embedding, before anything is computed.
     """
-    rows = {name: row for row, name in enumerate(names)}
-    missing = [name for name in trials.recordings() if name not in rows]
-    if missing:
-        raise ScoreError(f"{len(missing)} recordings of the list have no embedding, the first is {missing[0]}")
+    first, second = trials.rows(names).T
     if cohort is not None and cohort.shape[1] != vectors.shape[1]:
         raise ScoreError(f"the cohort has {cohort.shape[1]} dimensions, the embeddings {vectors.shape[1]}")
     ready = backend.prepare(np.asarray(vectors, dtype=np.float64))
-    first = np.array([rows[name] for name in trials.enrol])
-    second = np.array([rows[name] for name in trials.test])
     parts = [backend.pairs(ready[first[i : i + ROWS]], ready[second[i : i + ROWS]]) for i in range(0, len(first), ROWS)]
     values = np.concatenate(parts)
     if cohort is None:

@@ -75,13 +75,16 @@ def score(
         print(f"speaker: warning: {trials}: {sentence}", file=sys.stderr)
     models = {} if enrol is None else collections.read_spk2utt(enrol)
     encoder = None if embeddings is not None and model is None else _encoder(model)
-    found = _embedded(listed, models, root, embeddings, encoder, seconds)
-    others = None if norm == "none" else collections.cohort(_cohort(cohort, model), encoder, found)
+    ready = None if embeddings is None else collections.read(embeddings)
+    of_model, dim = _origin(ready, encoder)
+    chosen_backend.prepare(np.ones((1, dim)))  # refuses other dimensions
+    others = None if norm == "none" else collections.cohort(_cohort(cohort, model), encoder, of_model)
     name = {"none": "", "s": "+s", "as": f"+as{top}", "near": f"+cohort{top}"}[norm]
     own = cohort is not None and norm == "near"  # how near a voice is depends on to whom
-    system = f"{found.model}:{backend}{name}{f'({_digest(others)})' if own else ''}"
+    system = f"{of_model}:{backend}{name}{f'({_digest(others)})' if own else ''}"
     if map_ is not None:
         map_.check_systems([system])
+    found = _embedded(listed, models, root, ready, encoder, seconds)
     scored = scoring.score(listed, found.names, found.vectors, chosen_backend, cohort=others, top=top,
                            normalize=norm != "near")  # fmt: skip
     quality: dict[str, Any] = {
@@ -206,6 +209,8 @@ def _top(norm: str, top: int | None) -> int | None:
         if top is not None:
             raise ScoreError(f"--top is for --norm as and near, not for {norm}")
         return None
+    if top is not None and top < 2:
+        raise ScoreError(f"--top {top}: take 2 cohort scores or more")
     return top if top is not None else {"as": 200, "near": TOP}[norm]
 
 
@@ -251,8 +256,16 @@ def _trained_on(model: str | None) -> list[str]:
         return [name.removesuffix("/mean") for name in parts["names"].tolist()]
 
 
+def _origin(ready: Collection | None, encoder: SpeakerEncoder | None) -> tuple[str, int]:
+    """What the embeddings will be of, and their dimensions."""
+    if ready is not None:
+        return ready.model, ready.vectors.shape[1]
+    assert encoder is not None
+    return f"{encoder.name}@{encoder.digest}", encoder.embedding_dim
+
+
 def _embedded(
-    trials: Trials, models: dict[str, list[str]], root: Path | None, embeddings: Path | None,
+    trials: Trials, models: dict[str, list[str]], root: Path | None, ready: Collection | None,
     encoder: SpeakerEncoder | None, seconds: float | None,
 ) -> Collection:  # fmt: skip
     from rich.console import Console
@@ -262,8 +275,8 @@ def _embedded(
 
     names = [name for name in trials.recordings() if name not in models]
     names = list(dict.fromkeys([*names, *(name for utterances in models.values() for name in utterances)]))
-    if embeddings is not None:
-        found = collections.read(embeddings)
+    if ready is not None:
+        found = ready
     else:
         assert encoder is not None and root is not None
         console = Console(stderr=True)

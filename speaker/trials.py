@@ -13,6 +13,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.errors import ScoreError
 
 NIST = ["modelid", "segmentid", "side", "targettype"]
@@ -33,6 +36,14 @@ class Trials:
     def recordings(self) -> list[str]:
         """Each name once, in order of appearance."""
         return list(dict.fromkeys(name for pair in zip(self.enrol, self.test, strict=True) for name in pair))
+
+    def rows(self, names: list[str]) -> NDArray[np.intp]:
+        """(n, 2): where in `names` the two recordings of each trial are; ScoreError if one is not among them."""
+        at = {name: row for row, name in enumerate(names)}
+        missing = [name for name in self.recordings() if name not in at]
+        if missing:
+            raise ScoreError(f"{len(missing)} recordings of the list have no embedding, the first is {missing[0]}")
+        return np.array([[at[name] for name in side] for side in (self.enrol, self.test)], dtype=np.intp).T
 
 
 def read_trials(path: str | Path) -> Trials:

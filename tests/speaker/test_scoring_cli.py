@@ -76,11 +76,31 @@ def test_from_recordings_to_ratios(run, folder):
     assert "trials" in run("calibrate", "raw.txt", "--out", "c.json").stdout
     ratios = json.loads(run("score", *given, "--out", "llr.txt", "--calibration", "c.json", "--json").stdout)
     assert ratios["calibrated"] and ratios["cllr"] < 1 and ratios["cllr"] - ratios["min_cllr"] < 0.1
-    # A calibration of other scores is refused before anything is embedded.
-    with pytest.raises(Exception, match=r"calibration was made for .*cosine, the scores are of .*cosine\+s"):
-        run("score", *given, "--out", "x.txt", "--norm", "s", "--cohort", "in", "--calibration", "c.json")
     text = run("score", *given, "--out", "cut.txt", "--seconds", "1").stdout
     assert "EER" in text and "from" not in text.splitlines()[0]
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_embedded(run, folder, monkeypatch):
+    given = ["--trials", "trials.txt", "--root", "in", "--model", "./mine", "--out", "never.txt"]
+    run("score", *given[:-1], "some.txt")
+    run("calibrate", "some.txt", "--out", "some.json")
+    run("embed", "in", "--model", "./mine", "--out", "some.npz")
+    run("plda", "some.npz", "--dim", "4", "--out", "some_plda.npz")
+    with np.load(folder / "some.npz") as parts:
+        stored = dict(parts)
+        np.savez(folder / "other.npz", **{**stored, "model": np.array("mine@0123456789ab")})
+        np.savez(folder / "narrow.npz", **{**stored, "embeddings": stored["embeddings"][:, :8]})
+    run("plda", "narrow.npz", "--out", "narrow_plda.npz")
+    monkeypatch.setattr("speaker.collections.embed_files", lambda *_: pytest.fail("recordings are embedded"))
+    with pytest.raises(Exception, match=r"calibration was made for .*cosine, the scores are of .*cosine\+s"):
+        run("score", *given, "--norm", "s", "--cohort", "some.npz", "--calibration", "some.json")
+    with pytest.raises(Exception, match="the cohort is of mine@0123456789ab"):
+        run("score", *given, "--norm", "s", "--cohort", "other.npz")
+    with pytest.raises(Exception, match="trained on 8 dimensions"):
+        run("score", *given, "--backend", "plda", "--plda", "narrow_plda.npz")
+    with pytest.raises(Exception, match=r"--top 0: take 2"):
+        run("score", *given, "--norm", "as", "--cohort", "some.npz", "--top", "0")
+    assert not (folder / "never.txt").exists()
 
 
 def test_normalized_with_a_cohort_and_by_plda_from_ready_embeddings(run, folder):
@@ -133,7 +153,10 @@ def test_pictures(run, folder):
         (["--trials", "trials.txt", "--root", "in", "--norm", "z"], "there are none, s, as and near"),
         (["--trials", "trials.txt", "--root", "in", "--norm", "as"], "brings no cohort"),
         (["--trials", "trials.txt", "--root", "in", "--top", "9"], "--top is for --norm as and near, not for none"),
-        (["--trials", "trials.txt", "--root", "in", "--norm", "near", "--top", "0", "--cohort", "in"], "and top 0"),
+        (
+            ["--trials", "trials.txt", "--root", "in", "--norm", "near", "--top", "0", "--cohort", "in"],
+            "--top 0: take 2",
+        ),
         (["--trials", "trials.txt", "--root", "in", "--backend", "plda"], "together with --plda"),
         (["--trials", "trials.txt", "--embeddings", "nan.npz"], "1 embeddings are 0 or not finite, the first is b"),
         (["--trials", "trials.txt", "--embeddings", "two.npz"], "have no embedding"),
