@@ -23,13 +23,18 @@ AUGMENT = AugmentConfig(
     band_limit_probability=0.1, telephone_probability=0.05, file_codec_probability=0.12,
 )  # fmt: skip
 
+# Power of a band below which it counts as silent, about that of noise as loud as a step of 16-bit samples. Digital
+# silence beside speech, of a muted or gated microphone, is otherwise what a recording has most of
+# (docs/speaker_training.md).
+LEAST_POWER = 100.0
+
 
 def ecapa() -> SpeakerRecipe:
     """ECAPA-TDNN with 512 channels (Desplanques et al. 2020); its first 32, 64, 128 dimensions are embeddings too."""
     network = EcapaTdnnConfig()
     return SpeakerRecipe(
-        name="ecapa", network=network, augment=AUGMENT, nested=(32, 64, 128), crop_seconds=(1.0, 2.6), batch_size=96,
-        optimizer="muon", learning_rate=3e-3,
+        name="ecapa", front_end=kaldi_fbank(80, log_eps=LEAST_POWER), network=network, augment=AUGMENT,
+        nested=(32, 64, 128), crop_seconds=(1.0, 2.6), batch_size=96, optimizer="muon", learning_rate=3e-3,
     )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ LEAST_SHARE = 0.2  # of the windows, on either side of a split; fewer have means
 MIN_WINDOWS = 4
 # Of the shipped encoder: 5 % of the clips of one of its training speakers lie below, 15 % of others
 # (benchmarks.enrolment_quality).
-MIN_AGREEMENT = 0.60
+MIN_AGREEMENT = 0.50
 
 
 @dataclass(frozen=True)
