@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,9 +36,10 @@ WEIGHTS = "models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_co
 
 def load_teacher(name: str, half: bool = False) -> Teacher:
     """`campplus` or `ge2e`, which takes no notice of `half`; ConfigError says what to install."""
-    if name not in ("campplus", "ge2e"):
-        raise ConfigError(f"there is no teacher {name!r}; there are campplus, ge2e")
-    return campplus(half) if name == "campplus" else ge2e()
+    teachers: dict[str, Callable[[], Teacher]] = {"campplus": partial(campplus, half), "ge2e": ge2e}
+    if name not in teachers:
+        raise ConfigError(f"there is no teacher {name!r}; there are {', '.join(teachers)}")
+    return teachers[name]()
 
 
 def campplus(half: bool = False) -> Teacher:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.errors import ScoreError
 from speaker.embed import embed_files
@@ -15,7 +14,6 @@ from speaker.embedding_files import read as read_embeddings
 from speaker.model import SpeakerEncoder
 from speaker.recordings import find_recordings
 from speaker.scoring import Floats, unit
-from speaker.trials import Trials
 
 
 @dataclass
@@ -146,8 +144,3 @@ def read_spk2utt(path: Path) -> dict[str, list[str]]:
     if not models:
         raise ScoreError(f"{path} holds no models")
     return models
-
-
-def sides(trials: Trials, values: Floats, names: list[str]) -> NDArray[np.float64]:
-    """(n, 2): a value of each side of every trial."""
-    return values[trials.rows(names)]

@@ -87,11 +87,10 @@ def score(
     found = _embedded(listed, models, root, ready, encoder, seconds)
     scored = scoring.score(listed, found.names, found.vectors, chosen_backend, cohort=others, top=top,
                            normalize=norm != "near")  # fmt: skip
-    quality: dict[str, Any] = {
-        "magnitude": collections.sides(listed, np.linalg.norm(found.vectors, axis=1), found.names)
-    }
+    sides = listed.rows(found.names)
+    quality: dict[str, Any] = {"magnitude": np.linalg.norm(found.vectors, axis=1)[sides]}
     if np.isfinite(found.seconds).all():
-        quality["seconds"] = collections.sides(listed, found.seconds, found.names)
+        quality["seconds"] = found.seconds[sides]
     if scored.cohort_means is not None:
         quality["cohort"] = np.stack(scored.cohort_means, axis=1)
     values = scored.values if map_ is None else map_.llr(scored.values[:, None], quality)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,13 +111,10 @@ def test_a_long_file_equals_the_direct_result(folder):
     assert 1 - cosine < 1e-6
 
 
-def test_digital_silence_does_not_hide_the_voice():
+def test_digital_silence_does_not_hide_the_voice(recordings):
     """Of a muted or gated microphone; with Kaldi's floor the voice was like nobody, itself included."""
-    folder = Path(__file__).parents[2] / "engine" / "recordings"
-    ada, again, bert = (
-        audio.load(folder / f"{name}.flac", sample_rate=16000, mono=True)[0]
-        for name in ("allison_1", "allison_2", "carlo_2")
-    )
+    voices = {path.stem: audio.load(path, sample_rate=16000, mono=True)[0] for path in recordings}
+    ada, again, bert = voices["allison_1"], voices["allison_2"], voices["carlo_2"]
     after, between = torch.cat([ada, torch.zeros(1, 32_000)], 1), ada.clone()
     between[:, 20_000:28_000] = 0
     encoder = speaker.load("ecapa")
