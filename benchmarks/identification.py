@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         encoder = speaker.load(options.model)
-        cohort = cohort_of(checkpoint.find(options.model), f"{encoder.name}@{encoder.digest}")
+        cohort = cohort_of(checkpoint.find(options.model), encoder.identity)
         simulation = Simulation(*training(encoder, options.train))
         parts = [simulated(simulation, cohort, options.sizes, options.rate, options.probes)]
         if options.trials:

@@ -134,7 +134,7 @@ def cosine_table(model: str, streams: Sequence[Stream], per_corpus: int = 8) -> 
         rows.append([f"{warm:g} s", *(f"{np.mean(v):.3f} ({min(v):.3f})" for t in LOOKS if (v := found.get(t)))])
     looks = [f"after {t} s" for t in LOOKS if t in found]
     lines = report.table(["exact until", *looks], rows)
-    return f"{lines}\n\n{encoder.name}@{encoder.digest}, {len(chosen)} streams: mean cosine (least)."
+    return f"{lines}\n\n{encoder.identity}, {len(chosen)} streams: mean cosine (least)."
 
 
 def sequential_table(model: str, streams: Sequence[Stream]) -> str:
@@ -165,7 +165,7 @@ def sequential_table(model: str, streams: Sequence[Stream]) -> str:
                 ]
             )  # fmt: skip
     head = ["corpus", "right + wrong", "bound", "false accepts %", "accepted %", "median s of speech"]
-    return f"{report.table(head, rows)}\n\n{encoder.name}@{encoder.digest}, a look every {HOP:g} s."
+    return f"{report.table(head, rows)}\n\n{encoder.identity}, a look every {HOP:g} s."
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ voices to come are of the same kind as the cohort's, and misleading where they a
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ SNR = (0.0, 30.0)
 NOISY = 0.75  # of the recordings
 MOST = 30  # recordings of a speaker
 COHORT_SECONDS = 20.0  # of a training speaker
+HEADING = "## Calibration\n"  # of the card
+MOVED = "The mean over the training speakers was moved to 0"
 Wav = NDArray[np.float32]
 
 
@@ -86,10 +89,19 @@ def improved(
     mean = mean_embeddings(names, vectors)[1].mean(0)
     matrix = np.eye(len(mean)) if exponent is None else balanced(vectors - mean, exponent)
     transform(encoder, matrix, -matrix @ mean)
-    speaker.save(folder, encoder, (folder / "README.md").read_text(encoding="utf-8"))
+    speaker.save(folder, encoder, told((folder / "README.md").read_text(encoding="utf-8"), exponent))
     for stale in (CALIBRATION, VERIFICATION):  # of the weights before: should what follows fail, none is better
         (folder / stale).unlink(missing_ok=True)
     return speaker.load(folder), (vectors - mean) @ matrix.T
+
+
+def told(card: str, exponent: float | None) -> str:
+    """The card, its part on calibration begun with what `improved` has done."""
+    option = "--centre" if exponent is None else f"--balance {exponent:g}"
+    narrowed = "" if exponent is None else ", wide directions were narrowed"
+    line = f"{MOVED}{narrowed} (`recipes.calibrate {option}`).\n"
+    kept = re.sub(rf"^{MOVED}.*\n", "", card, flags=re.MULTILINE)
+    return kept.replace(HEADING, HEADING + line, 1)
 
 
 def calibrate(
@@ -97,7 +109,7 @@ def calibrate(
     prior: float, near: bool = False,
 ) -> str:  # fmt: skip
     """Write the calibration, and with `near` that which knows the cohort that lies there; returns a line about it."""
-    name = f"{encoder.name}@{encoder.digest}"
+    name = encoder.identity
     cohort = cohort_of(folder, name) if near else None
     if near and cohort is None:
         raise ConfigError(f"{folder / COHORT} holds no cohort of these weights; `python -m recipes.calibrate` makes it")
@@ -159,7 +171,7 @@ def write_cohort(encoder: SpeakerEncoder, folder: Path, names: list[str], vector
     """Write a mean direction for each of the speakers `names` (n,) of embeddings (n, D); returns a line about it."""
     speakers, means = speaker_means(vectors, names)
     with (folder / COHORT).open("wb") as file:
-        model = np.array(f"{encoder.name}@{encoder.digest}")
+        model = np.array(encoder.identity)
         # Each under a folder of its own, for the mean of a mean is the mean.
         labels = np.array([f"{name}/mean" for name in speakers])
         np.savez(file, names=labels, embeddings=means.astype(np.float32), model=model)

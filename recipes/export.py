@@ -78,7 +78,6 @@ Not measured yet: `make verification`.
 <!-- /verification -->
 
 ## Calibration
-The mean over the training speakers was moved to 0, wide directions were narrowed (`recipes.calibrate --balance 0.5`).
 `speaker verify` turns the cosine and the seconds of speech into a log-likelihood ratio (`calibration.json`, learned on
 held-out training speakers, 1 to 10 s, noise at 0 to 30 dB). On the test lists, cut and disturbed in the same way:
 
@@ -212,7 +211,9 @@ def describe_data(manifests: Sequence[str]) -> str:
             entry["speakers"].add(item.speaker)
     lines = ["| corpus | hours | recordings | speakers | language | licence |", "|---|---|---|---|---|---|"]
     for name, entry in sorted(corpora.items()):
-        speakers = "unlabelled" if any(s.endswith(UNLABELLED) for s in entry["speakers"]) else len(entry["speakers"])
+        known = [name for name in entry["speakers"] if not name.endswith(UNLABELLED)]
+        unknown = len(known) < len(entry["speakers"])
+        speakers = " + ".join([str(len(known))] * bool(known) + ["unlabelled"] * unknown)
         hours = "" if math.isnan(entry["hours"]) else f"{entry['hours']:.2f}"
         facts = (name, hours, entry["files"], speakers, entry["language"], entry["licence"])
         lines.append("| " + " | ".join(str(fact or "not stated") for fact in facts) + " |")

@@ -96,7 +96,7 @@ def _found(
     if store is not None:
         from speaker.store import Store, default_key
 
-        with Store.open(store, model=f"{encoder.name}@{encoder.digest}", key=default_key()) as voices:
+        with Store.open(store, model=encoder.identity, key=default_key()) as voices:
             gallery = voices.gallery()
         enrolled = dict(zip(gallery.names, gallery.means, strict=True))
     console = Console(stderr=True)

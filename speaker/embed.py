@@ -45,7 +45,7 @@ def embed_files(
     `progress` gets the files done. `bfloat16`: the network multiplies in half precision, twice as fast where the
     processor can (AVX512_BF16, AMX, GPUs).
     """
-    result = Embeddings(model=f"{encoder.name}@{encoder.digest}")
+    result = Embeddings(model=encoder.identity)
     rate = encoder.config.front_end.sample_rate
     vectors: dict[Path, NDArray[np.float32]] = {}
     quality: dict[Path, Quality] = {}

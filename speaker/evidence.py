@@ -90,7 +90,7 @@ def nearness(cohort: Floats, rows: NDArray[Any]) -> Floats:
 
 def evidence_of(folder: Path, encoder: SpeakerEncoder) -> Evidence | None:
     """The best that came with a model; None without a calibration, ScoreError for one of other weights."""
-    name = f"{encoder.name}@{encoder.digest}"
+    name = encoder.identity
     path = folder / VERIFICATION
     if path.is_file():
         found = load_calibration(path)
@@ -118,7 +118,7 @@ def calibration_of(folder: Path, encoder: SpeakerEncoder) -> Calibration | None:
     if not path.is_file():
         return None
     found = load_calibration(path)
-    found.check_systems([f"{encoder.name}@{encoder.digest}:cosine"])
+    found.check_systems([f"{encoder.identity}:cosine"])
     return found
 
 

@@ -60,6 +60,11 @@ class SpeakerEncoder(nn.Module):
         self.digest = ""  # beginning of the sha256 of the weights it was loaded from
 
     @property
+    def identity(self) -> str:
+        """`name@digest`: embeddings, stores, cohorts and calibrations are of the encoder that they name so."""
+        return f"{self.name}@{self.digest}"
+
+    @property
     def embedding_dim(self) -> int:
         """D."""
         return self.config.network.embedding_dim

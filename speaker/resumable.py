@@ -56,7 +56,7 @@ def embed_resumably(
     embedding_files.check_format(out)
     if out.exists() and not force:
         raise ScoreError(f"{out} exists; --force overwrites it")
-    model = f"{encoder.name}@{encoder.digest}"
+    model = encoder.identity
     origin = f"{model}{', bfloat16' if bfloat16 else ''}"
     partial = partial_path(out)
     done = _resume(partial, origin, recordings, force)

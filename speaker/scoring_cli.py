@@ -260,7 +260,7 @@ def _origin(ready: Collection | None, encoder: SpeakerEncoder | None) -> tuple[s
     if ready is not None:
         return ready.model, ready.vectors.shape[1]
     assert encoder is not None
-    return f"{encoder.name}@{encoder.digest}", encoder.embedding_dim
+    return encoder.identity, encoder.embedding_dim
 
 
 def _embedded(

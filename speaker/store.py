@@ -1,6 +1,6 @@
 """Voiceprints of known speakers in one file: enroll, search, rename, merge, delete. No server, no torch.
 
-    with Store.open("voices.db", model=f"{encoder.name}@{encoder.digest}", create=True) as store:
+    with Store.open("voices.db", model=encoder.identity, create=True) as store:
         store.enroll("Ada", vectors)                  # (n, D), one print for each recording
         matches = store.search(vector, top=5)         # (D,) -> the speakers that are most alike
 

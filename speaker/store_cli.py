@@ -298,7 +298,7 @@ def _encoder(model: str | None) -> SpeakerEncoder:
 
 
 def _name(encoder: SpeakerEncoder) -> str:
-    return f"{encoder.name}@{encoder.digest}"
+    return encoder.identity
 
 
 def _embed(encoder: SpeakerEncoder, files: list[Path]) -> Embeddings:

@@ -68,7 +68,7 @@ def stream(
     evidence = evidence_of(folder, encoder)
     if evidence is None:
         raise SpeechError(f"{folder} has no calibration; `python -m recipes.calibrate` makes one")
-    digest = f"{encoder.name}@{encoder.digest}"
+    digest = encoder.identity
     voices = _known(store, digest) if prints is None else _read(prints, digest)
     matcher = Matcher(_chosen(voices, enrolled), evidence, false_accept, false_reject)
     form, chunks = open_stream(sys.stdin.buffer, PcmFormat(rate, channels))  # type: ignore[arg-type]

@@ -125,9 +125,15 @@ def test_a_card_tells_what_the_manifests_state_and_what_they_do_not(manifest, tm
     soundfile.write(tmp_path / "s0.flac", np.full(16_000, 0.1), 16_000)
     (tmp_path / "talk" / "anna").mkdir(parents=True)
     (tmp_path / "s0.flac").rename(tmp_path / "talk" / "anna" / "0.flac")
-    rows = describe_data([str(manifest), str(tmp_path / "talk")]).splitlines()[2:]
+    (tmp_path / "crowd").mkdir()
+    crowd = write_manifest(
+        tmp_path / "crowd",
+        [(f"{i}.wav", "train", "crowd", f"crowd/{who}", 36) for i, who in enumerate(["unlabelled"] * 2 + ["a"])],
+    )
+    rows = describe_data([str(manifest), str(tmp_path / "talk"), str(crowd)]).splitlines()[2:]
     assert rows == [
         "| c | 0.00 | 6 | 5 | not stated | not stated |",
+        "| crowd | 0.03 | 3 | 1 + unlabelled | not stated | not stated |",
         "| talk | not stated | 1 | 1 | not stated | not stated |",
     ]
 

@@ -86,7 +86,7 @@ def test_what_lies_beside_the_weights(tmp_path):
     torch.manual_seed(0)
     speaker.save(tmp_path, SpeakerEncoder(SpeakerConfig(front_end=kaldi_fbank(24), network=network)).eval(), "# mine")
     encoder = speaker.load(tmp_path)
-    name = f"{encoder.name}@{encoder.digest}"
+    name = encoder.identity
     assert evidence_of(tmp_path, encoder) is None and calibration_of(tmp_path, encoder) is None
     Calibration([f"{name}:cosine"], ["seconds"], [9.0, 1, 0, 0], 0.0, 0.1, 9, 3, 0.5).save(
         tmp_path / "calibration.json"

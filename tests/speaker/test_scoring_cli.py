@@ -187,7 +187,7 @@ def test_verify_with_a_calibration(run, folder):
             at += len(wav)
     encoder = speaker.load(folder / "ours")
     joined = np.concatenate(samples)
-    speaker.save(folder / "ours", encoder, "# ours")
+    speaker.save(folder / "ours", encoder, "# ours\n\n## Calibration\nNot measured.\n")
     before = calibrate_recipe.recordings_of_speakers(encoder, joined, utterances)
     mean = mean_embeddings(*before)[1].mean(0)
     (folder / "ours" / "calibration.json").write_text("of other weights")
@@ -198,7 +198,10 @@ def test_verify_with_a_calibration(run, folder):
         assert np.linalg.norm(mean_embeddings(names, vectors)[1].mean(0)) < 0.02 * np.linalg.norm(mean)
         before = names, vectors
     assert not (folder / "ours" / "calibration.json").exists()
-    assert (folder / "ours" / "README.md").read_text().startswith("# ours")
+    assert (folder / "ours" / "README.md").read_text() == (
+        "# ours\n\n## Calibration\nThe mean over the training speakers was moved to 0, wide directions were narrowed "
+        "(`recipes.calibrate --balance 0.5`).\nNot measured.\n"
+    )
     with pytest.raises(Exception, match=r"cohort\.npz holds no cohort of these weights"):
         calibrate_recipe.calibrate(encoder, folder / "ours", joined, utterances, [], 0.1, near=True)
     assert "8 speakers" in calibrate_recipe.write_cohort(encoder, folder / "ours", names, vectors)
