@@ -1,7 +1,8 @@
 """Move and turn what a trained encoder gives, by its last layer: the mean of the speakers to 0, weak directions up.
 
 A cosine takes every direction for as good as its spread. Training leaves most of the spread in a few directions, and
-those are not the only ones that tell voices apart: what was learned last is weak, not worthless.
+those are not the only ones that tell voices apart: what was learned last is weak, not worthless. An encoder so turned
+no longer faces its teacher; `facing` turns it back before it is trained further.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from speaker.scoring import unit
 
 Matrix = NDArray[np.float64]
 FLOOR = 0.1  # of the mean variance, added to all: the weakest directions are noise
+RIDGE = 0.01  # of the mean variance
 
 
 def mean_embeddings(names: list[str], vectors: Matrix) -> tuple[list[str], Matrix]:
@@ -44,11 +46,26 @@ def balanced(vectors: Matrix, exponent: float) -> Matrix:
     return scale[:, None] * directions.T
 
 
-def transform(encoder: SpeakerEncoder, matrix: Matrix, offset: Matrix) -> None:
+def facing(vectors: Matrix, targets: Matrix) -> tuple[Matrix, Matrix]:
+    """Embeddings (n, D) and a teacher's (n, D) -> matrix (D, D) and offset (D,) from the first to the second.
+
+    Ridge regression; the root of the mean square stays what it is.
+    """
+    mean, wanted = vectors.mean(0), unit(targets).mean(0)
+    spread = (vectors - mean).T @ (vectors - mean)
+    spread += RIDGE * np.trace(spread) / len(mean) * np.eye(len(mean))
+    matrix = np.linalg.solve(spread, (vectors - mean).T @ (unit(targets) - wanted)).T
+    offset = wanted - matrix @ mean
+    factor = np.sqrt(np.square(vectors).mean() / np.square(vectors @ matrix.T + offset).mean())
+    return factor * matrix, factor * offset
+
+
+def transform(encoder: SpeakerEncoder, matrix: Matrix, offset: Matrix, vectors: Matrix | None = None) -> None:
     """Make the encoder, in eval mode, give matrix (D, D) @ embedding + offset (D,).
 
-    The last layer is linear, or a batch normalization after a linear one, which then works for both. ConfigError,
-    and nothing is changed, if the network ends otherwise.
+    The last layer is linear, or a batch normalization after a linear one, which then works for both. With `vectors`
+    (n, D), which it gives so far, the normalization does in training what it does after. ConfigError, and nothing is
+    changed, if the network ends otherwise.
     """
     layers = [module for module in encoder.backbone.modules() if isinstance(module, nn.Linear | nn.BatchNorm1d)]
     norm = layers[-1] if isinstance(layers[-1], nn.BatchNorm1d) else None
@@ -59,22 +76,36 @@ def transform(encoder: SpeakerEncoder, matrix: Matrix, offset: Matrix) -> None:
     wav = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (1, 32_000)).astype(np.float32))
     with torch.inference_mode():
         expected = matrix @ _numbers(encoder(wav)[0]) + offset
+    before = [(values, values.clone()) for module in layers[-2:] for values in module.state_dict().values()]
     # Of the two layers together: scale * (weight x + bias) + shift.
     scale, shift = _affine(norm) if norm else (np.ones(len(offset)), np.zeros(len(offset)))
-    before = _numbers(linear.weight), _numbers(linear.bias)
-    _fill(linear, (matrix @ (scale[:, None] * before[0])) / scale[:, None],
-          (matrix @ (scale * before[1] + shift) + offset - shift) / scale)  # fmt: skip
+    weight = matrix @ (scale[:, None] * _numbers(linear.weight))
+    bias = matrix @ (scale * _numbers(linear.bias) + shift) + offset
+    if norm and norm.affine and vectors is not None:
+        _expect(norm, vectors @ matrix.T + offset)
+        scale, shift = _affine(norm)
+    _fill(linear.weight, weight / scale[:, None])
+    _fill(linear.bias, (bias - shift) / scale)
     with torch.inference_mode():
         found = _numbers(encoder(wav)[0])
     if not np.allclose(found, expected, atol=1e-3 * np.abs(expected).max()):
-        _fill(linear, *before)
+        for values, old in before:
+            values.copy_(old)
         raise refusal
 
 
-def _fill(linear: nn.Linear, weight: Matrix, bias: Matrix) -> None:
+def _expect(norm: nn.BatchNorm1d, outputs: Matrix) -> None:
+    """Let the normalization expect (n, D), and give them back as they are."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    _fill(norm.running_mean, outputs.mean(0))
+    _fill(norm.running_var, outputs.var(0))
+    _fill(norm.weight, np.sqrt(outputs.var(0) + norm.eps))
+    _fill(norm.bias, outputs.mean(0))
+
+
+def _fill(values: Tensor, numbers: Matrix) -> None:
     with torch.no_grad():
-        linear.weight.copy_(torch.from_numpy(weight))
-        linear.bias.copy_(torch.from_numpy(bias))
+        values.copy_(torch.from_numpy(numbers))
 
 
 def _affine(norm: nn.BatchNorm1d) -> tuple[Matrix, Matrix]:

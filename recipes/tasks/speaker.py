@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import speaker
 from engine.errors import ConfigError
+from recipes.directions import facing, transform
 from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import SpeechCrops, Utterance
 from recipes.harness.optim import cyclic, make_optimizer, warmup_cosine, warmup_stable_decay
@@ -25,6 +26,7 @@ from speaker.metrics import eer
 from speaker.model import SpeakerEncoder
 
 CUTS = (1, 2, 4)  # seconds of the validation crops
+FACING = 3_000  # crops
 LENGTH_SECONDS = 0.2  # between the lengths of crops
 
 
@@ -49,6 +51,7 @@ class SpeakerTask(Task):
         self.classifiers = nn.ModuleList()
         self.to_teacher: nn.Module = nn.Identity()
         self.corpora = np.zeros(0, np.int64)  # of the validation speakers
+        self.begun = False  # from trained weights
 
     @property
     def monitor(self) -> dict[str, int]:
@@ -65,6 +68,7 @@ class SpeakerTask(Task):
         if trained.config != self.recipe.model:
             raise ConfigError(f"{folder} has another configuration than the recipe: {trained.config}")
         self.model.backbone.load_state_dict(trained.backbone.state_dict())
+        self.begun = True
 
     def holds_out(self, utterance: Utterance) -> bool:
         """Recordings of unknown speakers are all trained on: nobody can tell whether two of them should be alike.
@@ -97,6 +101,8 @@ class SpeakerTask(Task):
             self.classifiers = nn.ModuleList(
                 make_classifier(recipe, size, crops.num_labels, centres) for size in (dim, *recipe.nested)
             )
+        if targets and crops.dim == dim and self.begun:
+            face_teacher(self.model, crops)
         if targets and crops.dim != dim:
             self.to_teacher = nn.Linear(dim, crops.dim, bias=False)
         names = [speaker.split("/")[0] for speaker in valid.speakers]
@@ -183,6 +189,21 @@ class SpeakerTask(Task):
         else:
             schedule = warmup_stable_decay(optimizer, recipe.warmup_steps, recipe.max_steps, recipe.decay_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def face_teacher(encoder: SpeakerEncoder, crops: SpeakerCrops) -> None:
+    """Turn a trained encoder by its last layer to where the teacher of the crops looks.
+
+    It may have been trained without one, or turned after training (`recipes.calibrate`); what it knows already it would
+    otherwise have to learn again.
+    """
+    encoder.eval()
+    items = [crops[i] for i in range(min(FACING, len(crops)))]
+    with torch.inference_mode():
+        vectors = torch.cat([encoder(item.wav[None]) for item in items]).double().numpy()
+    targets = torch.stack([item.target for item in items]).double().numpy()
+    transform(encoder, *facing(vectors, targets), vectors)
+    encoder.train()
 
 
 def make_classifier(recipe: SpeakerRecipe, size: int, num_labels: int, centres: np.ndarray | None) -> MarginClassifier:

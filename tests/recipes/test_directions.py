@@ -7,7 +7,7 @@ from torch import nn
 
 from engine.errors import ConfigError
 from engine.features import kaldi_fbank
-from recipes.directions import balanced, mean_embeddings, transform
+from recipes.directions import balanced, facing, mean_embeddings, transform
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
 from speaker.backbones.resnet import resnet
 from speaker.backbones.xvector import XvectorConfig
@@ -43,6 +43,25 @@ def test_the_encoder_gives_the_map_of_what_it_gave(network):
         before = encoder(wav).double().numpy()
         transform(encoder, matrix, offset)
         np.testing.assert_allclose(encoder(wav).numpy(), before @ matrix.T + offset, rtol=1e-3, atol=1e-3)
+
+
+def test_turned_to_a_teacher_in_training_as_after():
+    encoder, rng = encoder_of(NETWORKS["ecapa"]), np.random.default_rng(1)
+    wav = torch.from_numpy(rng.normal(0, 0.1, (400, 4_000)).astype(np.float32) * rng.uniform(0, 1, (400, 1)))
+    wav = torch.cumsum(wav.float(), 1) * torch.rand(400, 1) + wav.float()  # of many spectra
+    with torch.inference_mode():
+        before = encoder(wav).double().numpy()
+        teacher = before @ rng.normal(size=(16, 16)) + rng.normal(size=16)
+        matrix, offset = facing(before, teacher)
+        transform(encoder, matrix, offset, before)
+        found = encoder(wav).double().numpy()
+        last = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm1d)][-1]
+        last.train()
+        training = encoder(wav).double().numpy()
+    cosines = np.einsum("nd,nd->n", found, teacher) / np.linalg.norm(found, axis=1) / np.linalg.norm(teacher, axis=1)
+    assert cosines.mean() > 0.99
+    assert np.square(found).mean() == pytest.approx(np.square(before).mean(), rel=1e-2)
+    np.testing.assert_allclose(training, found, atol=0.02 * np.abs(found).max())
 
 
 def test_a_network_that_ends_otherwise_is_left_as_it_was():

@@ -150,6 +150,23 @@ def test_classes_start_where_the_teacher_puts_them(manifest, targets):
     assert torch.allclose(task.classifiers[0].weight, equiangular(22, 16), atol=1e-6)
 
 
+def test_a_trained_encoder_is_turned_to_the_teacher(manifest, targets, tmp_path):
+    recipe = replace(tiny(), teacher=str(targets), speeds=SPEEDS)
+    samples, utterances = build_cache([manifest], manifest.parent / "cache", RATE)
+    cosines = []
+    for begun in (False, True):
+        task = SpeakerTask(recipe)
+        if begun:
+            speaker.save(tmp_path / "mine", SpeakerTask(recipe).model, "# mine")
+            task.start_from(tmp_path / "mine")
+        task.prepare(samples, utterances, utterances)
+        task.model.eval()
+        items = [task.crops[i] for i in range(60)]
+        given = torch.stack([task.model(item.wav[None])[0] for item in items]).detach()
+        cosines.append(float(torch.cosine_similarity(given, torch.stack([i.target for i in items])).mean()))
+    assert cosines[1] > cosines[0] + 0.3
+
+
 def test_unknown_voices_are_trained_on_never_held_out():
     task = SpeakerTask(replace(tiny(), validation_percent=100.0))
     assert task.holds_out(Utterance("a", "demo/0", 0, 10, "a"))
