@@ -26,6 +26,7 @@ import speaker
 from benchmarks import report
 from engine import audio
 from engine.errors import ConfigError, SpeechError
+from recipes.harness.recordings import UNLABELLED
 from speaker.enrolment import MIN_AGREEMENT, agreement, signal_to_noise, window_embeddings
 from speaker.quality import FRAME, speech_frames
 
@@ -62,7 +63,7 @@ def read(manifest: Path, split: str) -> Speakers:
     found: Speakers = defaultdict(lambda: defaultdict(list))
     with manifest.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row["split"] == split:
+            if row["split"] == split and not row["speaker"].endswith(UNLABELLED):
                 found[row["corpus"]][row["speaker"]].append(manifest.parent / row["path"])
     if not found:
         raise ConfigError(f"{manifest} has no rows of split {split!r}")

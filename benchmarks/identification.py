@@ -38,7 +38,7 @@ from speaker.trials import read_trials
 
 Floats = NDArray[np.float64]
 PRINTS = 3
-MOST = 10  # recordings of a training speaker
+LEAST, MOST = 3, 10  # recordings of a training speaker; the mean of fewer is mostly what differs within a speaker
 SHRINK = 0.5  # of a corpus's covariance to that of all
 BATCH = 50
 REAL_SIZES = (10, 20, 60)
@@ -128,6 +128,7 @@ def training(encoder: SpeakerEncoder, manifest: Path) -> tuple[Floats, list[str]
         if float(row["seconds"]) >= 0.9 and left.get(row["speaker"], 0) < MOST and "unlabelled" not in row["speaker"]:
             left[row["speaker"]] = left.get(row["speaker"], 0) + 1
             chosen.append(row)
+    chosen = [row for row in chosen if left[row["speaker"]] >= LEAST]
     found = embed_files(encoder, [manifest.parent / row["path"] for row in chosen])
     who = {str(manifest.parent / row["path"]): row["speaker"] for row in chosen}
     return unit(np.array(found.vectors, dtype=np.float64)), [who[name] for name in found.names]
