@@ -11,11 +11,16 @@ again, and more manifests can be added to a file later.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
+import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +32,13 @@ from engine.files import replacing
 from recipes.harness.augment import speed
 from recipes.harness.data import Utterance, build_cache
 from recipes.harness.recordings import UNLABELLED
-from recipes.teachers import load_teacher
+from recipes.teachers import Teacher, load_teacher
 
 RATE = 16_000
 MOST_SECONDS = 20.0  # of a recording; more does not change an embedding by much
 LEAST_SECONDS = 0.5
 SAVE_SECONDS = 120.0  # between two writings of the file
+BATCH = 16  # recordings that a process takes at once
 
 
 @dataclass(frozen=True)
@@ -74,25 +80,67 @@ def chosen(utterances: Sequence[Utterance], speaker_seconds: float) -> list[Utte
 
 
 def teach(name: str, manifests: Sequence[str], out: Path, speeds: Sequence[float], speaker_seconds: float,
-          cache: Path) -> None:  # fmt: skip
+          cache: Path, workers: int = 1) -> None:  # fmt: skip
     """Embed what `out` does not have yet, and write."""
     found = begun(out, name, tuple(round(factor, 4) for factor in speeds))
-    embed = load_teacher(name, half=has_bfloat16())
+    load = partial(load_teacher, name, half=has_bfloat16())
+    if workers > 1:
+        load()  # what is missing is said here, not by a process that breaks off
     samples, utterances = build_cache(list(manifests), cache, RATE)
     picked = [u for u in chosen(utterances, speaker_seconds) if u.sha256 not in found]
     picked.sort(key=lambda u: u.num_samples)  # equal lengths one after the other: no kernel is compiled twice
     started, said = time.monotonic(), time.monotonic()
-    for number, u in enumerate(picked, 1):
-        count = min(u.num_samples, int(MOST_SECONDS * RATE))
-        wav = samples[u.start : u.start + count].astype(np.float32) / np.float32(32768)
-        vectors = [embed(wav if factor == 1 else speed(wav, factor)) for factor in speeds]
-        found[u.sha256] = np.array(vectors, dtype=np.float16)
+    total, done = sum(u.num_samples for u in picked), 0
+    for number, (u, vectors) in enumerate(
+        zip(picked, embedded(load, samples, picked, speeds, workers), strict=True), 1
+    ):
+        found[u.sha256] = vectors
+        done += u.num_samples
         if time.monotonic() > said + SAVE_SECONDS:
             said = time.monotonic()
             save(out, name, speeds, found)
-            left = (said - started) / number * (len(picked) - number) / 60
+            left = (said - started) / done * (total - done) / 60
             print(f"{number:,} of {len(picked):,}, {left:.0f} min left", file=sys.stderr, flush=True)
     save(out, name, speeds, found)
+
+
+def embedded(
+    load: Callable[[], Teacher],
+    samples: np.ndarray,
+    utterances: Sequence[Utterance],
+    speeds: Sequence[float],
+    workers: int,
+) -> Iterator[NDArray[np.float16]]:
+    """(S, D) of each recording, in order, by so many processes of one thread each."""
+    beginnings = (samples[u.start : u.start + min(u.num_samples, int(MOST_SECONDS * RATE))] for u in utterances)
+    if workers <= 1:
+        embed = load()
+        yield from (_embedded(embed, pcm, speeds) for pcm in beginnings)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(load,)) as pool:
+        batches = iter(lambda: [np.array(pcm) for pcm in itertools.islice(beginnings, BATCH)], [])
+        waiting = deque(pool.submit(_work, batch, speeds) for batch in itertools.islice(batches, 2 * workers))
+        while waiting:  # a few at a time, since they wait in memory
+            yield from waiting.popleft().result()
+            waiting.extend(pool.submit(_work, batch, speeds) for batch in itertools.islice(batches, 1))
+
+
+_teachers: list[Teacher] = []  # of this process, where it is one of several
+
+
+def _begin(load: Callable[[], Teacher]) -> None:
+    torch.set_num_threads(1)
+    _teachers.append(load())
+
+
+def _work(batch: list[NDArray[np.int16]], speeds: Sequence[float]) -> list[NDArray[np.float16]]:
+    return [_embedded(_teachers[-1], pcm, speeds) for pcm in batch]
+
+
+def _embedded(embed: Teacher, pcm: NDArray[np.int16], speeds: Sequence[float]) -> NDArray[np.float16]:
+    wav = pcm.astype(np.float32) / np.float32(32768)
+    return np.array([embed(wav if factor == 1 else speed(wav, factor)) for factor in speeds], dtype=np.float16)
 
 
 def has_bfloat16() -> bool:
@@ -133,11 +181,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--speeds", type=float, nargs="+", default=[0.9, 1.0, 1.1])
     parser.add_argument("--speaker-seconds", type=float, default=240.0)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where decoded audio is kept")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_num_threads(1)
     try:
-        teach(options.teacher, options.data, options.out, options.speeds, options.speaker_seconds, options.cache)
+        teach(
+            options.teacher,
+            options.data,
+            options.out,
+            options.speeds,
+            options.speaker_seconds,
+            options.cache,
+            options.workers,
+        )
     except SpeechError as error:
         print(f"teach: error: {error}", file=sys.stderr)
         return 2

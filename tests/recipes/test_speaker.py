@@ -218,14 +218,28 @@ def test_the_mean_of_the_speakers_is_taken_off_the_teacher():
     assert np.array_equal(centred(targets, []).embeddings, embeddings)
 
 
+def loudness(wav):
+    return np.array([len(wav), 1000 * np.square(wav).mean()], np.float32)
+
+
+def load_loudness(name, half):
+    """Stands in for `load_teacher`; other processes find it by its name."""
+    return loudness
+
+
 def test_teach_writes_what_training_reads(manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(teach, "load_teacher", lambda name, half: lambda wav: np.array([len(wav), 1.0], np.float32))
+    monkeypatch.setattr(teach, "load_teacher", load_loudness)
     out = tmp_path / "a" / "targets.npz"
     given = ["fake", "--data", str(manifest), "--out", str(out), "--speeds", "1", "2", "--speaker-seconds", "2.5"]
     assert teach.main([*given, "--cache", str(manifest.parent / "cache")]) == 0
     found = load_targets(out)
     assert found.speeds == (1.0, 2.0) and found.embeddings.shape == (11 * 2 + 3, 2, 2)
     assert np.all(found.embeddings[:, 0, 0] == 24_000) and np.all(abs(found.embeddings[:, 1, 0] - 12_000) < 10)
+    several = [*given, "--cache", str(manifest.parent / "cache"), "--workers", "2"]
+    several[several.index(str(out))] = str(tmp_path / "same.npz")
+    assert teach.main(several) == 0
+    same = load_targets(tmp_path / "same.npz")
+    assert same.rows == found.rows and np.array_equal(same.embeddings, found.embeddings)
 
 
 def test_teach_goes_on_with_what_a_file_holds(manifest, tmp_path, monkeypatch):
