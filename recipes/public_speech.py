@@ -30,7 +30,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 
@@ -135,7 +134,7 @@ def _write(item: tuple[Corpus, Path], out: Path, left_out: set[str]) -> list[Row
     for speaker, name, wav in recordings(corpus, git, left_out):
         path = Path(corpus.name, speaker, f"{name}.flac")
         (out / path).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(out / path, wav, RATE, subtype="PCM_16")
+        audio.save(out / path, torch.from_numpy(wav)[None], RATE, subtype="PCM_16")
         facts = (path.as_posix(), "train", corpus.name, f"{corpus.name}/{speaker}", round(len(wav) / RATE, 3), RATE,
                  corpus.language, corpus.licence)  # fmt: skip
         rows.append(dict(zip(FIELDS, facts, strict=True)))
@@ -232,12 +231,15 @@ def _ask(stream: Any, digests: Sequence[str]) -> None:
 def decoded(data: bytes, suffix: str) -> Wav:
     """Samples (N,) at 16 kHz; AudioError for what is no sound. `.ulaw` is telephone speech without a header."""
     if suffix.lower() == ".ulaw":
-        wav, _ = soundfile.read(
-            io.BytesIO(data), dtype="float32", format="RAW", subtype="ULAW", samplerate=8000, channels=1
-        )
-        return audio.resample(torch.from_numpy(wav), 8000, RATE).numpy()
-    wav = audio.load(io.BytesIO(data), RATE, mono=True)[0][0].numpy()
-    return wav
+        return audio.resample(torch.from_numpy(expanded(data)), 8000, RATE).numpy()
+    return audio.load(io.BytesIO(data), RATE, mono=True)[0][0].numpy()
+
+
+def expanded(data: bytes) -> Wav:
+    """Samples in [-1, 1] of mu-law bytes (ITU-T G.711): sign, three bits of exponent and four of mantissa, inverted."""
+    code = ~np.frombuffer(data, np.uint8)
+    size = (((code & 15).astype(np.int32) << 3) + 132 << (code >> 4 & 7)) - 132
+    return np.where(code & 128, -size, size).astype(np.float32) / np.float32(32768)
 
 
 def trimmed(wav: Wav) -> Wav:

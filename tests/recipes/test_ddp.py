@@ -46,6 +46,9 @@ for _ in range(3):
         weight.grad = torch.randn(weight.shape)
     optimizer.step()
 torch.save([weight.detach() for weight in weights], f"{folder}/{ranks}_{rank}.pt")
+if ranks > 1:
+    distributed.barrier()  # one that leaves while the other still sends makes that abort
+    distributed.destroy_process_group()
 """
 
 RUNNER = """

@@ -9,7 +9,7 @@ import soundfile
 
 from recipes import public_speech
 from recipes.public_corpora import CORPORA
-from recipes.public_speech import RATE, clients, git_folder, trimmed
+from recipes.public_speech import RATE, clients, expanded, git_folder, trimmed
 
 
 def sound(path, seconds, rate=RATE, quiet=0.5):
@@ -112,3 +112,11 @@ def test_silence_is_cut_off_and_silence_alone_is_nothing():
     assert len(trimmed(wav)) == 0 and len(trimmed(wav[:5])) == 0
     wav[RATE : 2 * RATE] = 0.1
     assert len(trimmed(wav)) == pytest.approx(1.3 * RATE, abs=RATE / 50)
+
+
+def test_telephone_bytes_are_read_as_libsndfile_reads_them(tmp_path):
+    (tmp_path / "all.ulaw").write_bytes(bytes(range(256)))
+    expected, _ = soundfile.read(
+        tmp_path / "all.ulaw", dtype="float32", format="RAW", subtype="ULAW", samplerate=8000, channels=1
+    )
+    np.testing.assert_array_equal(expanded(bytes(range(256))), expected)
