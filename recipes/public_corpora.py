@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import PurePosixPath
 
+from recipes.harness.recordings import UNLABELLED
+
 CLIENTS = "client_id"  # speakers are in the tables of Common Voice beside the clips
-NOBODY = "unlabelled"
+NOBODY = UNLABELLED.removeprefix("/")
 
 
 @dataclass(frozen=True)

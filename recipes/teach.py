@@ -16,7 +16,6 @@ import logging
 import multiprocessing
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from engine.errors import ConfigError, SpeechError
 from engine.files import replacing
 from recipes.harness.augment import speed
-from recipes.harness.data import Utterance, build_cache
+from recipes.harness.data import Utterance, build_cache, in_order
 from recipes.harness.recordings import UNLABELLED
 from recipes.teachers import Teacher, load_teacher
 
@@ -120,10 +119,7 @@ def embedded(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(load,)) as pool:
         batches = iter(lambda: [np.array(pcm) for pcm in itertools.islice(beginnings, BATCH)], [])
-        waiting = deque(pool.submit(_work, batch, speeds) for batch in itertools.islice(batches, 2 * workers))
-        while waiting:  # a few at a time, since they wait in memory
-            yield from waiting.popleft().result()
-            waiting.extend(pool.submit(_work, batch, speeds) for batch in itertools.islice(batches, 1))
+        yield from in_order(pool, partial(_work, speeds=speeds), batches, 2 * workers)
 
 
 _teachers: list[Teacher] = []  # of this process, where it is one of several

@@ -7,6 +7,7 @@ of workers.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -15,9 +16,10 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +33,8 @@ from engine.files import replacing
 from recipes.harness.manifests import read
 from recipes.harness.recordings import Recording, whole_file
 
+B = TypeVar("B")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 LAYOUT = 2  # of the cache files; another one is built anew
 Augment = Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]]
@@ -142,10 +146,15 @@ def _decoded(recordings: Sequence[Recording], sample_rate: int, workers: int) ->
     # Spawned, not forked: a child of a process with computing threads may wait for them forever.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting = deque(pool.submit(_decode, batch, sample_rate) for batch in itertools.islice(batches, 2 * workers))
-        while waiting:  # a few at a time, since results wait in memory
-            yield from waiting.popleft().result()
-            waiting.extend(pool.submit(_decode, batch, sample_rate) for batch in itertools.islice(batches, 1))
+        yield from in_order(pool, functools.partial(_decode, sample_rate=sample_rate), batches, 2 * workers)
+
+
+def in_order(pool: Executor, work: Callable[[B], Iterable[T]], batches: Iterator[B], ahead: int) -> Iterator[T]:
+    """What `work` makes of the batches, item by item; `ahead` of them at a time, since they wait in memory."""
+    waiting = deque(pool.submit(work, batch) for batch in itertools.islice(batches, ahead))
+    while waiting:
+        yield from waiting.popleft().result()
+        waiting.extend(pool.submit(work, batch) for batch in itertools.islice(batches, 1))
 
 
 def _batches(recordings: Sequence[Recording]) -> Iterator[list[Recording]]:
