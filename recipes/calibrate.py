@@ -14,6 +14,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 import speaker
 from engine.errors import ConfigError, SpeechError
-from recipes.directions import balanced, mean_embeddings, transform
+from recipes.directions import evened, mean_embeddings, transform
 from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import Utterance, build_cache, is_validation
 from recipes.harness.recordings import UNLABELLED
@@ -56,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--centre", action="store_true", help="first move the mean of the training speakers to 0")
     parser.add_argument("--balance", type=float, metavar="EXPONENT",
                         help="centre, then narrow wide directions (recipes.directions); 0.5 is good")  # fmt: skip
+    parser.add_argument("--nuisance", type=int, default=0, metavar="N",
+                        help="with --balance: first take away N directions of the corpora; 3 is good")  # fmt: skip
+    parser.add_argument("--balance-without", action="append", default=[], metavar="CORPUS",
+                        help="its speakers count neither for the mean nor for how wide directions are")  # fmt: skip
     parser.add_argument("--leave-out", action="append", default=[], metavar="CORPUS",
                         help="from the calibration: a corpus whose labels are not certain")  # fmt: skip
     parser.add_argument("--near", action="store_true",
@@ -73,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         held_out = [u for u in held_out if u.speaker.split("/")[0] not in options.leave_out]
         names, vectors = recordings_of_speakers(encoder, samples, train)
         if options.centre or options.balance is not None:
-            encoder, vectors = improved(encoder, options.model, names, vectors, options.balance)
+            change = Change(options.balance, options.nuisance, tuple(options.balance_without))
+            encoder, vectors = improved(encoder, options.model, names, vectors, change)
         print(write_cohort(encoder, options.model, names, vectors))
         print(calibrate(encoder, options.model, samples, held_out, options.noise, options.prior, options.near))
     except SpeechError as error:
@@ -82,24 +88,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Change:
+    """What is done to the embeddings by the last layer: centred, and balanced with an `exponent`."""
+
+    exponent: float | None = None
+    nuisance: int = 0  # directions in which corpora differ, taken away before
+    without: tuple[str, ...] = ()  # corpora whose speakers do not count
+
+    def __post_init__(self) -> None:
+        if self.nuisance and self.exponent is None:
+            raise ConfigError("--nuisance goes with --balance; give --balance 0 to narrow nothing")
+
+
 def improved(
-    encoder: SpeakerEncoder, folder: Path, names: list[str], vectors: NDArray[np.float64], exponent: float | None
+    encoder: SpeakerEncoder, folder: Path, names: list[str], vectors: NDArray[np.float64], change: Change
 ) -> tuple[SpeakerEncoder, NDArray[np.float64]]:
-    """Save the encoder centred, and balanced with `exponent`; return it and what `vectors` (n, D) have become."""
-    mean = mean_embeddings(names, vectors)[1].mean(0)
-    matrix = np.eye(len(mean)) if exponent is None else balanced(vectors - mean, exponent)
+    """Save the encoder with the change; return it and what `vectors` (n, D) of speakers `names` (n,) have become."""
+    counts = np.array([name.split("/")[0] not in change.without for name in names])
+    if not counts.any():
+        raise ConfigError("--balance-without leaves no speaker to take the mean of")
+    counted = [name for name, counts_too in zip(names, counts, strict=True) if counts_too]
+    mean = mean_embeddings(counted, vectors[counts])[1].mean(0)
+    matrix = np.eye(len(mean))
+    if change.exponent is not None:
+        matrix = evened(names, vectors - mean, change.exponent, change.nuisance, counts)
     transform(encoder, matrix, -matrix @ mean)
-    speaker.save(folder, encoder, told((folder / "README.md").read_text(encoding="utf-8"), exponent))
+    speaker.save(folder, encoder, told((folder / "README.md").read_text(encoding="utf-8"), change))
     for stale in (CALIBRATION, VERIFICATION):  # of the weights before: should what follows fail, none is better
         (folder / stale).unlink(missing_ok=True)
     return speaker.load(folder), (vectors - mean) @ matrix.T
 
 
-def told(card: str, exponent: float | None) -> str:
+def told(card: str, change: Change) -> str:
     """The card, its part on calibration begun with what `improved` has done."""
-    option = "--centre" if exponent is None else f"--balance {exponent:g}"
-    narrowed = "" if exponent is None else ", wide directions were narrowed"
-    line = f"{MOVED}{narrowed} (`recipes.calibrate {option}`).\n"
+    option = "--centre" if change.exponent is None else f"--balance {change.exponent:g}"
+    done = [MOVED]
+    if change.nuisance:
+        done.append(f"{change.nuisance} directions in which corpora differ were taken away")
+        option += f" --nuisance {change.nuisance}"
+    if change.exponent is not None:
+        done.append("wide directions were narrowed")
+    without = f"; without the speakers of {', '.join(change.without)}" if change.without else ""
+    line = f"{', '.join(done)} (`recipes.calibrate {option}`{without}).\n"
     kept = re.sub(rf"^{MOVED}.*\n", "", card, flags=re.MULTILINE)
     return kept.replace(HEADING, HEADING + line, 1)
 

@@ -1,8 +1,9 @@
 """Move and turn what a trained encoder gives, by its last layer: the mean of the speakers to 0, weak directions up.
 
 A cosine takes every direction for as good as its spread. Training leaves most of the spread in a few directions, and
-those are not the only ones that tell voices apart: what was learned last is weak, not worthless. An encoder so turned
-no longer faces its teacher; `facing` turns it back before it is trained further.
+those are not the only ones that tell voices apart: what was learned last is weak, not worthless. And in some directions
+corpora differ more than voices do: rooms, microphones, the manner of speaking. An encoder so turned no longer faces its
+teacher; `facing` turns it back before it is trained further.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from speaker.scoring import unit
 Matrix = NDArray[np.float64]
 FLOOR = 0.1  # of the mean variance, added to all: the weakest directions are noise
 RIDGE = 0.01  # of the mean variance
+LEAST_SPEAKERS = 20  # of a corpus, for its mean to be that of a corpus and not of a few voices
+NUISANCE = 0.1  # what is kept of the directions that corpora differ in: not 0, so that no dimension becomes constant
 
 
 def mean_embeddings(names: list[str], vectors: Matrix) -> tuple[list[str], Matrix]:
@@ -44,6 +47,34 @@ def balanced(vectors: Matrix, exponent: float) -> Matrix:
     variance, directions = variance[::-1], directions[:, ::-1]
     scale = (variance / variance.mean() + FLOOR) ** (-exponent / 2)
     return scale[:, None] * directions.T
+
+
+def corpus_directions(names: list[str], vectors: Matrix, count: int) -> Matrix:
+    """Embeddings (n, D) of speakers "corpus/speaker" -> (k, D) orthonormal: the directions corpora differ in most.
+
+    Principal directions of the means of the corpora, each the mean of its speakers; k is less than `count` where there
+    are not enough corpora of 20 speakers.
+    """
+    speakers, means = mean_embeddings(names, vectors)
+    corpora, rows, sizes = np.unique([s.split("/")[0] for s in speakers], return_inverse=True, return_counts=True)
+    large = np.flatnonzero(sizes >= LEAST_SPEAKERS)
+    centres = np.array([means[rows == row].mean(0) for row in large]).reshape(len(large), vectors.shape[1])
+    found: Matrix = np.linalg.svd(centres - centres.mean(0))[2] if len(large) else centres
+    return found[: min(count, max(0, len(large) - 1))]
+
+
+def evened(
+    names: list[str], vectors: Matrix, exponent: float, nuisance: int, spread_by: NDArray[np.bool_] | None = None
+) -> Matrix:
+    """Embeddings (n, D) around 0 -> (D, D): `nuisance` directions of corpora almost taken away, the rest `balanced`.
+
+    Nuisance attribute projection (Solomonoff et al. 2005), the nuisance being the corpus. The spread of the directions
+    is that of the embeddings `spread_by` (n,), or of all.
+    """
+    taken = corpus_directions(names, vectors, nuisance)
+    project = np.eye(vectors.shape[1]) - (1 - NUISANCE) * taken.T @ taken
+    chosen = vectors if spread_by is None else vectors[spread_by]
+    return balanced(chosen @ project.T, exponent) @ project
 
 
 def facing(vectors: Matrix, targets: Matrix) -> tuple[Matrix, Matrix]:

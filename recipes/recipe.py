@@ -156,6 +156,8 @@ class SpeakerRecipe(Recipe):
     crop_seconds: tuple[float, float] = (1.5, 3.0)  # one length for all crops of a step
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)  # each is another voice with a label of its own
     teacher: str = ""  # file of embeddings that recipes.teach has written
+    target_balance: float = 0.0  # exponent by which the teacher's wide directions are narrowed (recipes.directions)
+    target_nuisance: int = 0  # directions of the teacher in which corpora differ, to be taken away
     own_share: float = 0.5  # of a recording's own embedding in its target; the rest is the mean of its speaker
     unlabelled_share: float = 0.2  # of the crops, where some speakers are unknown
     imitate_weight: float = 1.0

@@ -17,7 +17,7 @@ from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import SpeechCrops, Utterance
 from recipes.harness.optim import cyclic, make_optimizer, warmup_cosine, warmup_stable_decay
 from recipes.harness.recordings import UNLABELLED
-from recipes.harness.speakers import SpeakerCrop, SpeakerCrops, centred
+from recipes.harness.speakers import SpeakerCrop, SpeakerCrops, centred, evened_targets
 from recipes.harness.task import Task
 from recipes.recipe import SpeakerRecipe
 from recipes.teach import load_targets
@@ -81,6 +81,8 @@ class SpeakerTask(Task):
         """Labels, targets, and the layers whose size depends on how many of them there are."""
         recipe = self.recipe
         targets = centred(load_targets(recipe.teacher), train) if recipe.teacher else None
+        if targets and (recipe.target_balance or recipe.target_nuisance):
+            targets = evened_targets(targets, train, recipe.target_balance, recipe.target_nuisance)
         chain = None
         if recipe.augment != AugmentConfig():
             voices = [samples[u.start : u.start + u.num_samples] for u in train]

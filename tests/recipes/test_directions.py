@@ -7,7 +7,7 @@ from torch import nn
 
 from engine.errors import ConfigError
 from engine.features import kaldi_fbank
-from recipes.directions import balanced, facing, mean_embeddings, transform
+from recipes.directions import NUISANCE, balanced, corpus_directions, evened, facing, mean_embeddings, transform
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
 from speaker.backbones.resnet import resnet
 from speaker.backbones.xvector import XvectorConfig
@@ -93,6 +93,41 @@ def test_widest_directions_come_first_and_lose_most():
     # By their spread as directions, of which the widest have less: an embedding counts by where it points.
     assert ratios[1] == pytest.approx(np.sqrt(ratios[0] * ratios[2]), rel=0.05) and 1 < ratios[2] < ratios[0] / 2
     np.testing.assert_allclose(balanced(vectors, 0.0) @ balanced(vectors, 0.0).T, np.eye(6), atol=1e-9)
+
+
+def voices(corpora, speakers, rng):
+    """Two embeddings of each speaker; corpora differ in dimension 0 much, in 1 less."""
+    names, vectors = [], []
+    for corpus in range(corpora):
+        for person in range(speakers):
+            voice = rng.normal(size=6) + [9.0 * (corpus == 0), 5.0 * (corpus == 1), 0, 0, 0, 0]
+            names += [f"corpus{corpus}/{person}"] * 2
+            vectors += [voice + 0.1 * rng.normal(size=6) for _ in range(2)]
+    return names, np.array(vectors) - np.mean(vectors, 0)
+
+
+def test_directions_in_which_corpora_differ_are_taken_away():
+    names, vectors = voices(3, 400, np.random.default_rng(0))
+    found = corpus_directions(names, vectors, 2)
+    np.testing.assert_allclose(found @ found.T, np.eye(2), atol=1e-9)
+    assert np.linalg.norm(found[:, :2], axis=1).min() > 0.99  # both within the two dimensions
+    matrix = evened(names, vectors, 0.0, 2)
+    after = vectors @ matrix.T
+    corpora = np.array([name.split("/")[0] for name in names])
+    apart, was = (np.ptp([x[corpora == c].mean(0) for c in set(corpora)], axis=0).max() for x in (after, vectors))
+    assert apart < 2 * NUISANCE * was and np.linalg.matrix_rank(matrix) == 6
+    assert np.square(after).sum() == pytest.approx(np.square(vectors[:, 2:]).sum(), rel=0.1)  # the others are whole
+    alone = np.array([name.startswith("corpus2") for name in names])
+    np.testing.assert_allclose(evened(names, vectors, 0.5, 0, alone), balanced(vectors[alone], 0.5), atol=1e-9)
+
+
+def test_few_corpora_or_small_ones_have_no_directions():
+    rng = np.random.default_rng(0)
+    assert corpus_directions(*voices(1, 30, rng), 3).shape == (0, 6)
+    assert corpus_directions(*voices(4, 10, rng), 3).shape == (0, 6)
+    assert corpus_directions(*voices(3, 30, rng), 9).shape == (2, 6)
+    names, vectors = voices(1, 30, rng)
+    np.testing.assert_allclose(evened(names, vectors, 0.5, 3), balanced(vectors, 0.5), atol=1e-9)
 
 
 def test_mean_embeddings_do_not_follow_one_that_is_far_too_long():

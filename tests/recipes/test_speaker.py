@@ -13,7 +13,7 @@ import speaker
 from engine.errors import CheckpointError, ConfigError
 from recipes import export, teach, train
 from recipes.harness.data import Utterance, build_cache
-from recipes.harness.speakers import SpeakerCrops, centred
+from recipes.harness.speakers import SpeakerCrops, centred, evened_targets
 from recipes.recipe import SpeakerRecipe
 from recipes.speaker import tiny
 from recipes.tasks.speaker import SpeakerTask, collapse
@@ -216,6 +216,24 @@ def test_the_mean_of_the_speakers_is_taken_off_the_teacher():
     found = centred(targets, list(said))  # speakers count alike, however many recordings they have
     assert np.allclose(found.embeddings, embeddings - np.array([4.0, 3.0]))
     assert np.array_equal(centred(targets, []).embeddings, embeddings)
+
+
+def test_a_teacher_without_the_directions_of_the_corpora():
+    rng = np.random.default_rng(0)
+    said = [Utterance(str(i), f"{'ab'[i % 2]}/{i % 50}", 0, 10, str(i)) for i in range(400)]
+    said.append(Utterance("x", "a/unlabelled", 0, 10, "x"))
+    embeddings = rng.normal(size=(401, 2, 3)).astype(np.float32)
+    embeddings[:400:2, :, 1] += 20
+    rows = {u.sha256: row for row, u in enumerate(said)}
+    targets = centred(Targets("x", (0.9, 1.0), rows, embeddings), said)
+    found = evened_targets(targets, said, 0.0, 1).embeddings
+    apart = found[:400:2].mean((0, 1)) - found[1:400:2].mean((0, 1))
+    assert np.linalg.norm(apart) < 3 and found.shape == (401, 2, 3)
+    # Turned alone, all distances stay; the same map for every recording and speed.
+    turned = evened_targets(targets, said, 0.0, 0).embeddings
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(targets.embeddings, axis=-1), rtol=1e-4)
+    with pytest.raises(ConfigError, match="2 recordings of known speakers are too few"):
+        evened_targets(targets, said[:2], 0.5, 1)
 
 
 def loudness(wav):
