@@ -22,7 +22,7 @@ from codec.io import make
 from engine import checkpoint
 from engine.errors import CheckpointError, SpeechError
 from recipes.harness.manifests import read
-from recipes.harness.record import load_recipe
+from recipes.harness.record import BEGINNING, load_recipe
 from recipes.harness.recordings import UNLABELLED
 from recipes.recipe import AdversarialRecipe, CodecRecipe, SpeakerRecipe
 from recipes.teach import load_targets
@@ -99,10 +99,10 @@ TEACHERS = {
 }
 
 
-def export(run: Path, out: Path, note: str = "", best: bool = False, average: Path | None = None) -> str:
+def export(run: Path, out: Path, note: str = "", best: bool = False, average: bool = False) -> str:
     """Write the folder `out` from the run's last checkpoint, or its best; return the sha256 of the weights.
 
-    With `average`, the encoder that the run began from, the weights are the mean of both.
+    With `average` the weights are the mean of those and of the encoder's that the run began from (`--init`).
     """
     weights = run / "checkpoints" / ("best.ckpt" if best else "last.ckpt")
     for needed in (weights, run / "recipe.json", run / "data.json"):
@@ -115,19 +115,21 @@ def export(run: Path, out: Path, note: str = "", best: bool = False, average: Pa
     state = {k.removeprefix(prefix): v for k, v in loaded["state_dict"].items() if k.startswith(prefix)}
     steps, note = int(loaded["global_step"]), f"- {note}\n" if note else ""
     if "network" in json.loads((run / "recipe.json").read_text()):
-        if average is not None:
-            state = averaged(state, average)
+        if average:
+            state = averaged(state, run / BEGINNING)
         return _export_speaker(load_recipe(run, SpeakerRecipe), state, steps, facts, out, note)
-    if average is not None:
+    if average:
         raise CheckpointError("weights are averaged of speaker encoders only: means of codebooks code nothing")
     return _export_codec(load_recipe(run, _codec_kind(run)), state, steps, facts, out, note)
 
 
 def averaged(state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """The mean of these weights and those of the encoder in `folder`, which training began from.
+    """The mean of these weights and those of the encoder in `folder`, which training began from; CheckpointError.
 
     Such means are often better than both (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
     """
+    if not folder.exists():
+        raise CheckpointError(f"{folder} is missing: a run has it that began from an encoder (recipes.train --init)")
     other = speaker.model.load(folder).state_dict()
     if {k: v.shape for k, v in other.items()} != {k: v.shape for k, v in state.items()}:
         raise CheckpointError(f"{folder} has other weights than the run: their mean means nothing")
@@ -226,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder; its name becomes the model's name")
     parser.add_argument("--best", action="store_true", help="the checkpoint that validated best, not the last one")
-    parser.add_argument("--average", type=Path, metavar="FOLDER", help="encoder that the run began from: take the mean")
+    parser.add_argument("--average", action="store_true", help="the mean with the encoder that the run began from")
     parser.add_argument("--note", default="", help="a line for the card: what the recipe does not say")
     options = parser.parse_args(arguments)
     try:

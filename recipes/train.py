@@ -230,6 +230,8 @@ def run(options: argparse.Namespace) -> int:
     if trainer.is_global_zero and not options.fast_dev_run:
         step = int(torch.load(last, weights_only=True, mmap=True)["global_step"]) if options.resume else 0
         write_records(options, task, name, data, step)
+        if not options.resume:
+            task.keep_beginning(options.out / record.BEGINNING)
     trainer.fit(task, train, valid, ckpt_path=str(last) if options.resume else None, weights_only=True)
     if options.fast_dev_run and trainer.is_global_zero:
         log.warning("a start, three steps and a validation went well; nothing was kept")

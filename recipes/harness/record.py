@@ -1,7 +1,8 @@
 """What a run folder says of its run: recipe.json, run.json, metrics.csv.
 
 recipe.json holds the recipe's fields in force and, under "history", what was changed at which step of a resumed run.
-run.json has one entry for each start of the run: command, code, data, libraries, machine.
+run.json has one entry for each start of the run: command, code, data, libraries, machine. A run that began from a
+speaker encoder keeps that too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from engine.checkpoint import load_config
 from engine.errors import ConfigError
 from engine.files import replacing
 from recipes.recipe import R, Recipe
+
+BEGINNING = "begun"  # folder of a run: the encoder that it began from
 
 LIBRARIES = ("torch", "lightning", "numpy")
 

@@ -71,6 +71,9 @@ class Task(pl.LightningModule):
             speaker_exponent=recipe.speaker_exponent, join_short=recipe.join_short, read_samples=read,
         )  # fmt: skip
 
+    def keep_beginning(self, folder: Path) -> None:
+        """Write to `folder` what training begins from, where the export of the run may need it; after `prepare`."""
+
     @property
     def monitor(self) -> dict[str, int]:
         """Metrics that decide which checkpoint is the best: the first that is measured counts.

@@ -111,6 +111,13 @@ class SpeakerTask(Task):
         self.corpora = np.unique(names, return_inverse=True)[1]
         return valid
 
+    def keep_beginning(self, folder: Path) -> None:
+        """The encoder as `start_from` and `prepare` leave it: turned to the teacher, it is no longer that of a user."""
+        if self.begun:
+            self.model.eval()
+            speaker.save(folder, self.model, "# What the run began from\n")
+            self.model.train()
+
     def embed(self, wav: Tensor) -> Tensor:
         """(B, N) -> (B, D); features in single precision whatever the network computes in."""
         with torch.autocast(wav.device.type, enabled=False):

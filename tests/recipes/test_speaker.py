@@ -79,10 +79,17 @@ def test_training_tells_voices_apart_and_the_export_embeds_them(manifest, target
     cosines = one @ other.T
     assert cosines.diagonal().mean() > cosines.mean() + 0.1
     assert (cosines.argmax(1) == torch.arange(8)).sum() >= 3  # by chance 1
-    assert (
-        export.main([str(tmp_path / "run"), "--out", str(tmp_path / "same"), "--average", str(tmp_path / "mine")]) == 0
-    )
-    assert speaker.load(tmp_path / "same").digest == encoder.digest
+    average = ["--out", str(tmp_path / "half"), "--average"]
+    assert export.main([str(tmp_path / "run"), *average]) == 2
+    assert "begun is missing: a run has it that began from an encoder" in capsys.readouterr().err
+    # What another run begins from is kept, and the mean is taken with that.
+    more = ["--init", str(tmp_path / "mine"), "--set", "max_steps=2"]
+    assert train.main(arguments(manifest, tmp_path / "more", *settings, *more)) == 0
+    beginning = speaker.load(tmp_path / "more" / "begun").state_dict()
+    assert export.main([str(tmp_path / "more"), "--out", str(tmp_path / "last")]) == 0
+    assert export.main([str(tmp_path / "more"), *average]) == 0
+    last, half = (speaker.load(tmp_path / name).state_dict() for name in ("last", "half"))
+    assert all(torch.allclose(half[k], (v + beginning[k]) / 2) for k, v in last.items() if v.is_floating_point())
     changed = {k: v + 1 if v.is_floating_point() else v for k, v in encoder.state_dict().items()}
     half = export.averaged(changed, tmp_path / "mine")
     assert all(
