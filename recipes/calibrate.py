@@ -11,9 +11,12 @@ voices to come are of the same kind as the cohort's, and misleading where they a
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +28,7 @@ import speaker
 from engine.errors import ConfigError, SpeechError
 from recipes.directions import evened, mean_embeddings, transform
 from recipes.harness.augment import Augment, AugmentConfig
-from recipes.harness.data import Utterance, build_cache, is_validation
+from recipes.harness.data import Utterance, build_cache, in_order, is_validation
 from recipes.harness.recordings import UNLABELLED
 from recipes.recipe import SpeakerRecipe
 from speaker.calibration import fit
@@ -40,6 +43,7 @@ SNR = (0.0, 30.0)
 NOISY = 0.75  # of the recordings
 MOST = 30  # recordings of a speaker
 COHORT_SECONDS = 20.0  # of a training speaker
+BATCH = 16  # recordings that a process takes at once
 HEADING = "## Calibration\n"  # of the card
 MOVED = "The mean over the training speakers was moved to 0"
 Wav = NDArray[np.float32]
@@ -65,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="from the calibration: a corpus whose labels are not certain")  # fmt: skip
     parser.add_argument("--near", action="store_true",
                         help="also a map that knows the cohort, for voices of its kind alone")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=1, help="processes that embed the training speakers")
     parser.add_argument("--prior", type=float, default=0.1, help="of a target")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -76,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         held_out = [u for u in known if is_validation(u.speaker, options.percent)]
         train = [u for u in known if not is_validation(u.speaker, options.percent)]
         held_out = [u for u in held_out if u.speaker.split("/")[0] not in options.leave_out]
-        names, vectors = recordings_of_speakers(encoder, samples, train)
+        names, vectors = recordings_of_speakers(encoder, samples, train, options.workers)
         if options.centre or options.balance is not None:
             change = Change(options.balance, options.nuisance, tuple(options.balance_without))
             encoder, vectors = improved(encoder, options.model, names, vectors, change)
@@ -210,19 +215,42 @@ def write_cohort(encoder: SpeakerEncoder, folder: Path, names: list[str], vector
 
 
 def recordings_of_speakers(
-    encoder: SpeakerEncoder, samples: np.ndarray, utterances: list[Utterance]
+    encoder: SpeakerEncoder, samples: np.ndarray, utterances: list[Utterance], workers: int = 1
 ) -> tuple[list[str], NDArray[np.float64]]:
     """Speaker and embedding of recordings from a second up, so many seconds of each speaker."""
     rate = encoder.config.front_end.sample_rate
     left: dict[str, float] = {}
-    names, vectors = [], []
+    picked = []
     for u in utterances:
         seconds = u.num_samples / rate
         if seconds >= 1 and left.get(u.speaker, COHORT_SECONDS) > 0:
             left[u.speaker] = left.get(u.speaker, COHORT_SECONDS) - seconds
-            names.append(u.speaker)
-            vectors.append(embed(encoder, as_float(samples[u.start : u.start + u.num_samples])))
-    return names, np.array(vectors, dtype=np.float64)
+            picked.append(u)
+    wavs = (samples[u.start : u.start + u.num_samples] for u in picked)
+    return [u.speaker for u in picked], np.array(list(embedded(encoder, wavs, workers)), dtype=np.float64)
+
+
+def embedded(encoder: SpeakerEncoder, wavs: Iterator[np.ndarray], workers: int) -> Iterator[Wav]:
+    """(D,) of each recording (N,) int16, in order, by so many processes of one thread each."""
+    if workers <= 1:
+        yield from (embed(encoder, as_float(wav)) for wav in wavs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(encoder,)) as pool:
+        batches = iter(lambda: [np.array(wav) for wav in itertools.islice(wavs, BATCH)], [])
+        yield from in_order(pool, _work, batches, 2 * workers)
+
+
+_encoders: list[SpeakerEncoder] = []  # of this process, where it is one of several
+
+
+def _begin(encoder: SpeakerEncoder) -> None:
+    torch.set_num_threads(1)
+    _encoders.append(encoder)
+
+
+def _work(batch: list[np.ndarray]) -> list[Wav]:
+    return [embed(_encoders[-1], as_float(wav)) for wav in batch]
 
 
 def as_float(samples: np.ndarray) -> Wav:

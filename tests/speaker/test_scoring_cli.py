@@ -189,6 +189,8 @@ def test_verify_with_a_calibration(run, folder):
     joined = np.concatenate(samples)
     speaker.save(folder / "ours", encoder, "# ours\n\n## Calibration\nNot measured.\n")
     before = calibrate_recipe.recordings_of_speakers(encoder, joined, utterances)
+    several = calibrate_recipe.recordings_of_speakers(encoder, joined, utterances, workers=2)
+    assert several[0] == before[0] and np.allclose(several[1], before[1], atol=1e-5 * np.abs(before[1]).max())
     mean = mean_embeddings(*before)[1].mean(0)
     (folder / "ours" / "calibration.json").write_text("of other weights")
     for change in (calibrate_recipe.Change(), calibrate_recipe.Change(0.5, 2)):
