@@ -31,7 +31,7 @@ __all__ = ["find", "load_config", "read", "save", "shipped"]
 
 VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-EXTRAS = ("calibration.json", "verification.json", "cohort.npz")  # of some speaker encoders
+EXTRAS = ("calibration.json", "verification.json", "cohort.npz", "diarization.npz")  # of some speaker encoders
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 HUB = "hf://"
 

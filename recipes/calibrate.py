@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from numpy.typing import NDArray
 
 import speaker
 from engine.errors import ConfigError, SpeechError
-from recipes.directions import evened, mean_embeddings, transform
+from recipes.balance import Change, improved, once_only
 from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import Utterance, build_cache, in_order, is_validation
 from recipes.harness.recordings import UNLABELLED
@@ -44,8 +42,7 @@ NOISY = 0.75  # of the recordings
 MOST = 30  # recordings of a speaker
 COHORT_SECONDS = 20.0  # of a training speaker
 BATCH = 16  # recordings that a process takes at once
-HEADING = "## Calibration\n"  # of the card
-MOVED = "The mean over the training speakers was moved to 0"
+FEW = "no two held-out speakers have recordings long enough; raise --percent as in training, or give more speakers"
 Wav = NDArray[np.float32]
 
 
@@ -74,85 +71,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
-        encoder = speaker.load(options.model)
-        rate = encoder.config.front_end.sample_rate
-        samples, utterances = build_cache(options.data, options.cache, rate)
-        known = [u for u in utterances if not u.speaker.endswith(UNLABELLED)]
-        held_out = [u for u in known if is_validation(u.speaker, options.percent)]
-        train = [u for u in known if not is_validation(u.speaker, options.percent)]
-        held_out = [u for u in held_out if u.speaker.split("/")[0] not in options.leave_out]
-        names, vectors = recordings_of_speakers(encoder, samples, train, options.workers)
-        if options.centre or options.balance is not None:
-            change = Change(options.balance, options.nuisance, tuple(options.balance_without))
-            encoder, vectors = improved(encoder, options.model, names, vectors, change)
-        print(write_cohort(encoder, options.model, names, vectors))
-        print(calibrate(encoder, options.model, samples, held_out, options.noise, options.prior, options.near))
+        run(options)
     except SpeechError as error:
         print(f"calibrate: error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-@dataclass(frozen=True)
-class Change:
-    """What is done to the embeddings by the last layer: centred, and balanced with an `exponent`."""
-
-    exponent: float | None = None
-    nuisance: int = 0  # directions in which corpora differ, taken away before
-    without: tuple[str, ...] = ()  # corpora whose speakers do not count
-
-    def __post_init__(self) -> None:
-        if self.nuisance and self.exponent is None:
-            raise ConfigError("--nuisance goes with --balance; give --balance 0 to narrow nothing")
-
-
-def improved(
-    encoder: SpeakerEncoder, folder: Path, names: list[str], vectors: NDArray[np.float64], change: Change
-) -> tuple[SpeakerEncoder, NDArray[np.float64]]:
-    """Save the encoder with the change; return it and what `vectors` (n, D) of speakers `names` (n,) have become."""
-    counts = np.array([name.split("/")[0] not in change.without for name in names])
-    if not counts.any():
-        raise ConfigError("--balance-without leaves no speaker to take the mean of")
-    counted = [name for name, counts_too in zip(names, counts, strict=True) if counts_too]
-    mean = mean_embeddings(counted, vectors[counts])[1].mean(0)
-    matrix = np.eye(len(mean))
-    if change.exponent is not None:
-        matrix = evened(names, vectors - mean, change.exponent, change.nuisance, counts)
-    transform(encoder, matrix, -matrix @ mean)
-    speaker.save(folder, encoder, told((folder / "README.md").read_text(encoding="utf-8"), change))
-    for stale in (CALIBRATION, VERIFICATION):  # of the weights before: should what follows fail, none is better
-        (folder / stale).unlink(missing_ok=True)
-    return speaker.load(folder), (vectors - mean) @ matrix.T
-
-
-def told(card: str, change: Change) -> str:
-    """The card, its part on calibration begun with what `improved` has done."""
-    option = "--centre" if change.exponent is None else f"--balance {change.exponent:g}"
-    done = [MOVED]
-    if change.nuisance:
-        done.append(f"{change.nuisance} directions in which corpora differ were taken away")
-        option += f" --nuisance {change.nuisance}"
-    if change.exponent is not None:
-        done.append("wide directions were narrowed")
-    without = f"; without the speakers of {', '.join(change.without)}" if change.without else ""
-    line = f"{', '.join(done)} (`recipes.calibrate {option}`{without}).\n"
-    kept = re.sub(rf"^{MOVED}.*\n", "", card, flags=re.MULTILINE)
-    return kept.replace(HEADING, HEADING + line, 1)
+def run(options: argparse.Namespace) -> None:
+    """Do what the options say. All that can be wrong with them is found before hours of embedding, or any writing."""
+    change = None
+    if options.centre or options.balance is not None or options.nuisance or options.balance_without:
+        change = Change(options.balance, options.nuisance, tuple(options.balance_without))
+    encoder = speaker.load(options.model)
+    if change is not None:
+        once_only((options.model / "README.md").read_text(encoding="utf-8"), change)
+    rate, chain = encoder.config.front_end.sample_rate, None
+    if options.noise:
+        disturbed = AugmentConfig(noise_probability=NOISY, noise_paths=tuple(options.noise), noise_snr=SNR)
+        chain = Augment(disturbed, rate)
+    samples, utterances = build_cache(options.data, options.cache, rate)
+    known = [u for u in utterances if not u.speaker.endswith(UNLABELLED)]
+    corpora = {u.speaker.split("/")[0] for u in known}
+    if unknown := sorted({*options.leave_out, *options.balance_without} - corpora):
+        raise ConfigError(f"no speaker of {', '.join(unknown)} to leave out; there are {', '.join(sorted(corpora))}")
+    held_out = [u for u in known if is_validation(u.speaker, options.percent)]
+    held_out = [u for u in held_out if u.speaker.split("/")[0] not in options.leave_out]
+    if len({u.speaker for u in held_out}) < 2:
+        raise ConfigError(FEW)
+    train = [u for u in known if not is_validation(u.speaker, options.percent)]
+    names, vectors = recordings_of_speakers(encoder, samples, train, options.workers)
+    if not names:
+        raise ConfigError("no training speaker has a recording of a second or more; give longer recordings")
+    if change is not None:
+        encoder, vectors = improved(encoder, options.model, names, vectors, change)
+    print(write_cohort(encoder, options.model, names, vectors))
+    print(calibrate(encoder, options.model, samples, held_out, chain, options.prior, options.near))
 
 
 def calibrate(
-    encoder: SpeakerEncoder, folder: Path, samples: np.ndarray, utterances: list[Utterance], noise: list[str],
+    encoder: SpeakerEncoder, folder: Path, samples: np.ndarray, utterances: list[Utterance], chain: Augment | None,
     prior: float, near: bool = False,
 ) -> str:  # fmt: skip
-    """Write the calibration, and with `near` that which knows the cohort that lies there; returns a line about it."""
+    """Write the calibration, and with `near` that which knows the cohort that lies there; returns a line about it.
+
+    `chain` disturbs the recordings of `utterances`. Without `near` such a calibration of before is removed: it would be
+    taken before the new one.
+    """
     name = encoder.identity
     cohort = cohort_of(folder, name) if near else None
     if near and cohort is None:
         raise ConfigError(f"{folder / COHORT} holds no cohort of these weights; `python -m recipes.calibrate` makes it")
     rng, rate = np.random.default_rng(0), encoder.config.front_end.sample_rate
-    chain = None
-    if noise:
-        chain = Augment(AugmentConfig(noise_probability=NOISY, noise_paths=tuple(noise), noise_snr=SNR), rate)
     speakers, vectors, seconds = [], [], []
     for owner, wav in spoken(samples, utterances, rate, rng):
         wav = chain(wav, rng) if chain else wav
@@ -160,7 +130,7 @@ def calibrate(
         vectors.append(embed(encoder, wav))
         seconds.append(assess(wav, rate).seconds)
     if len(set(speakers)) < 2:
-        raise ConfigError("no two held-out speakers have recordings long enough; raise --percent as in training")
+        raise ConfigError(FEW)
     first, second = np.triu_indices(len(speakers), 1)
     rows = np.unique(speakers, return_inverse=True)[1]
     # Other corpora are other rooms and languages: telling those apart is not telling speakers apart.
@@ -177,6 +147,8 @@ def calibrate(
         nearby = nearness(unit(cohort.astype(np.float64)), np.array(vectors))
         quality["cohort"] = nearby[np.stack([first, second], 1)]
         fit([system_of(name)], scores, labels, quality, ("seconds", "cohort"), prior).save(folder / VERIFICATION)
+    else:
+        (folder / VERIFICATION).unlink(missing_ok=True)
     return (
         f"{folder / CALIBRATION}: {found.trials:,} trials, {found.targets:,} of one speaker, {rows.max() + 1} speakers"
     )

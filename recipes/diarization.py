@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import speaker
-from engine.errors import SpeechError
+from engine.errors import ConfigError, SpeechError
 from recipes.calibrate import as_float
 from recipes.harness.data import Utterance, build_cache, is_validation
 from recipes.harness.recordings import UNLABELLED
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train = [u for u in utterances
                  if not u.speaker.endswith(UNLABELLED) and not is_validation(u.speaker, options.percent)]  # fmt: skip
         vectors, rows = windows_of(encoder, samples, train)
-        plda.train(vectors, rows, min(options.dim, len(np.unique(rows)) - 1)).save(options.model / PLDA)
+        trained = plda.train(vectors, rows, min(options.dim, len(np.unique(rows)) - 1))
+        replace(trained, model=encoder.identity).save(options.model / PLDA)
         print(f"{options.model / PLDA}: {len(rows):,} windows of {len(np.unique(rows))} speakers")
     except SpeechError as error:
         print(f"diarization: error: {error}", file=sys.stderr)
@@ -70,6 +72,8 @@ def windows_of(
     rng = np.random.default_rng(seed)
     kept = [(row, int(at)) for row, name in enumerate(sorted(starts)) if len(starts[name]) >= LEAST
             for at in rng.permutation(starts[name])[:MOST]]  # fmt: skip
+    if not kept:
+        raise ConfigError(f"no speaker has {LEAST} windows of {SECONDS:g} s within recordings; give longer recordings")
     vectors = []
     for first in range(0, len(kept), BATCH):
         wavs = np.stack([as_float(samples[at : at + size]) for _, at in kept[first : first + BATCH]])

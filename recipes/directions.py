@@ -45,6 +45,8 @@ def balanced(vectors: Matrix, exponent: float) -> Matrix:
     """
     variance, directions = np.linalg.eigh(np.cov(unit(vectors).T))
     variance, directions = variance[::-1], directions[:, ::-1]
+    # Of two signs the one whose largest number is positive, so that nearly the same recordings turn nearly alike.
+    directions = directions * np.sign(directions[np.abs(directions).argmax(0), range(len(directions))])
     scale = (variance / variance.mean() + FLOOR) ** (-exponent / 2)
     return scale[:, None] * directions.T
 

@@ -20,9 +20,10 @@ from torch import Tensor
 import speaker.model
 from codec.io import make
 from engine import checkpoint
+from engine.checkpoint import EXTRAS
 from engine.errors import CheckpointError, SpeechError
 from recipes.harness.manifests import read
-from recipes.harness.record import BEGINNING, load_recipe
+from recipes.harness.record import BEGINNING, load_recipe, starts
 from recipes.harness.recordings import UNLABELLED
 from recipes.recipe import AdversarialRecipe, CodecRecipe, SpeakerRecipe
 from recipes.teach import load_targets
@@ -117,6 +118,9 @@ def export(run: Path, out: Path, note: str = "", best: bool = False, average: bo
     if "network" in json.loads((run / "recipe.json").read_text()):
         if average:
             state = averaged(state, run / BEGINNING)
+        if begun_from := (starts(run) or [{}])[0].get("begun_from"):
+            mean = "; these are the mean of those and of what the steps made of them" if average else ""
+            note = f"- Begun from the weights of `{begun_from}`{mean}.\n{note}"
         return _export_speaker(load_recipe(run, SpeakerRecipe), state, steps, facts, out, note)
     if average:
         raise CheckpointError("weights are averaged of speaker encoders only: means of codebooks code nothing")
@@ -175,6 +179,11 @@ def _export_speaker(
         losses += ["cosine to the teacher's embedding", "difference to its cosines within a batch"]
         name = load_targets(recipe.teacher).teacher
         teacher = TEACHERS.get(name, f"Teacher: {name}.")
+        if recipe.target_nuisance or recipe.target_balance:
+            teacher += (
+                f" {recipe.target_nuisance} directions in which corpora differ were taken away from them, wide ones "
+                f"narrowed (exponent {recipe.target_balance:g})."
+            )
     shortest, longest = recipe.crop_seconds
     card = SPEAKER_CARD.format(
         name=out.name,
@@ -196,6 +205,8 @@ def _export_speaker(
         note=note,
         data=facts["table"],
     )
+    for stale in EXTRAS:  # made for other weights
+        (out / stale).unlink(missing_ok=True)
     return speaker.model.save(out, encoder, card)
 
 

@@ -25,6 +25,7 @@ class Corpus:
     licence: str
     speaker_seconds: float = inf  # more of a speaker is left out
     joined: int = 1  # short recordings of a speaker that are put together
+    people: str = ""  # a person of another corpus of the same people is left out of those further down
 
 
 def _folder(path: PurePosixPath) -> str:
@@ -52,18 +53,21 @@ def _contributor(path: PurePosixPath) -> str:
 
 CORPORA = (
     Corpus("speechocean762", "jimbozhang/speechocean762", "WAVE", _folder, "en (L1 Mandarin)", "CC BY 4.0"),
-    Corpus("librispeech-100", "resemble-ai/Resemblyzer", "audio_data/librispeech_train-clean-100", _reader, "en",
-           "CC BY 4.0"),
+    # Those with much of each reader first: what they hold is not taken from the others.
     Corpus("librispeech-100-long", "Walleclipse/Deep_Speaker-speaker_recognition_system", "audio/LibriSpeechSamples",
-           _reader, "en", "CC BY 4.0"),
+           _reader, "en", "CC BY 4.0", people="LibriSpeech"),
     Corpus("libri-test-clean", "lalking52/compressor_project", "LibriSpeech/test-clean", _reader, "en",
-           "CC BY 4.0", 240),
-    Corpus("libri-train-5", "zhangrui0712/Voice-Age", "LibriSpeech/train-clean-5", _reader, "en", "CC BY 4.0", 240),
+           "CC BY 4.0", 240, people="LibriSpeech"),
+    Corpus("libri-train-5", "zhangrui0712/Voice-Age", "LibriSpeech/train-clean-5", _reader, "en", "CC BY 4.0", 240,
+           people="LibriSpeech"),
     Corpus("libri-dev-clean", "felixbastian/Speaker_partition_module", "data/LibriSpeech/dev-clean", _reader, "en",
-           "CC BY 4.0", 240),
-    Corpus("common-voice", "omnilingo/rsample-100-cv-corpus-6.1-2020-12-11", "", CLIENTS, "59 languages", "CC0"),
-    Corpus("common-voice-en", "korliu/whisper", "dataset/clips", CLIENTS, "en", "CC0", 300),
-    Corpus("common-voice-fa", "yasaman999/SR", "clips", CLIENTS, "fa", "CC0", 300),
+           "CC BY 4.0", 240, people="LibriSpeech"),
+    Corpus("librispeech-100", "resemble-ai/Resemblyzer", "audio_data/librispeech_train-clean-100", _reader, "en",
+           "CC BY 4.0", people="LibriSpeech"),
+    Corpus("common-voice-en", "korliu/whisper", "dataset/clips", CLIENTS, "en", "CC0", 300, people="Common Voice"),
+    Corpus("common-voice-fa", "yasaman999/SR", "clips", CLIENTS, "fa", "CC0", 300, people="Common Voice"),
+    Corpus("common-voice", "omnilingo/rsample-100-cv-corpus-6.1-2020-12-11", "", CLIENTS, "59 languages", "CC0",
+           people="Common Voice"),
     Corpus("picovoice-wakeword", "Picovoice/wake-word-benchmark", "audio", NOBODY, "en", "Apache-2.0"),
     Corpus("picovoice-s2i", "Picovoice/speech-to-intent-benchmark", "data/speech/clean", NOBODY, "en", "Apache-2.0"),
     Corpus("precise-community", "MycroftAI/Precise-Community-Data", "", NOBODY, "en/es", "public domain"),
@@ -75,7 +79,7 @@ CORPORA = (
     Corpus("alphanumeric", "Sakshee5/alphanumeric-audio-dataset", "audio_data", _stem,
            "en (mostly L1 Indian languages)", "MIT"),
     Corpus("speech-commands", "thegtagamer/PICO-tinyML-benchmark", "MLTK_keyworkSpotting/dataset", _participant, "en",
-           "CC BY 4.0", joined=4),
-    Corpus("speech-commands", "vinsis/speech-commands-recognition", "speech_commands_v0.01", _participant, "en",
-           "CC BY 4.0", joined=4),
+           "CC BY 4.0", joined=4, people="Speech Commands"),
+    Corpus("speech-commands-more", "vinsis/speech-commands-recognition", "speech_commands_v0.01", _participant, "en",
+           "CC BY 4.0", joined=4, people="Speech Commands"),
 )  # fmt: skip

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from engine import audio
 from engine.errors import AudioError, ConfigError, SpeechError
 from engine.files import replacing
+from recipes.harness.recordings import UNLABELLED
 from recipes.public_corpora import CLIENTS, CORPORA, NOBODY, Corpus
 
 RATE = 16_000
@@ -87,13 +88,19 @@ def git_folder(clone: Path) -> Path | None:
 
 
 def tested(manifests: Sequence[Path]) -> set[str]:
-    """Stems of recordings, and speakers without their corpus, of the test splits."""
-    names = set()
+    """Stems of recordings, and speakers without their corpus, of the test splits; ConfigError for one without any."""
+    names = set[str]()
     for manifest in manifests:
         with manifest.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["split"] == "test":
-                    names |= {PurePosixPath(row["path"]).stem, row["speaker"].split("/")[-1]}
+            table = csv.DictReader(file)
+            if missing := {"path", "split", "speaker"} - set(table.fieldnames or ()):
+                raise ConfigError(f"{manifest}: --leave-out needs the columns {', '.join(sorted(missing))} too")
+            rows = [row for row in table if row["split"] == "test"]
+        if not rows:
+            raise ConfigError(f"{manifest}: no rows of split 'test' to leave out")
+        names |= {PurePosixPath(row["path"]).stem for row in rows}
+        names |= {row["speaker"].split("/")[-1] for row in rows} - {NOBODY}
+        log.info("%s: %d test recordings are left out, and their speakers", manifest, len(rows))
     return names
 
 
@@ -115,12 +122,29 @@ def write(found: dict[Corpus, Path], out: Path, left_out: set[str], workers: int
             log.info("%s (%s): %.2f h, %d recordings, %d speakers",
                      corpus.name, corpus.repository, hours, len(written), speakers)  # fmt: skip
             rows += written
-    # Two repositories may hold the same recording of one corpus, under the same path.
-    rows = sorted({row["path"]: row for row in rows}.values(), key=lambda row: (row["corpus"], row["path"]))
+    rows = sorted(once(rows), key=lambda row: (row["corpus"], row["path"]))
     with replacing(manifest) as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, FIELDS)
         table.writeheader()
         table.writerows(rows)
+
+
+def once(rows: Sequence[Row]) -> list[Row]:
+    """Leave the rows of a person to the first corpus of the table that knows them.
+
+    Under two names somebody would have to be told from themselves, and might be trained on and held out.
+    """
+    order = {corpus.name: place for place, corpus in enumerate(CORPORA)}
+    people = {corpus.name: corpus.people or corpus.name for corpus in CORPORA}
+    known: dict[tuple[str, str], str] = {}
+    for row in sorted(rows, key=lambda row: order.get(row["corpus"], len(order))):
+        known.setdefault(_person(row, people), row["corpus"])
+    return [row for row in rows if row["speaker"].endswith(UNLABELLED) or known[_person(row, people)] == row["corpus"]]
+
+
+def _person(row: Row, people: dict[str, str]) -> tuple[str, str]:
+    corpus = str(row["corpus"])
+    return people.get(corpus, corpus), str(row["speaker"]).split("/", 1)[1]
 
 
 def _quietly() -> None:

@@ -32,7 +32,7 @@ class Recipe:
     max_steps: int = 20_000
     warmup_steps: int = 200
     decay_steps: int = 4_000  # at the end: the rate falls linearly to 0; before, it is constant
-    optimizer: str = "adamw"  # or "muon": orthogonalized momentum for the matrices
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: orthogonalized momentum for the matrices
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.8, 0.98)

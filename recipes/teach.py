@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -53,9 +54,9 @@ class Targets:
 def load_targets(path: str | Path) -> Targets:
     """Read what this command wrote; ConfigError if it is something else."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             values = {name: file[name] for name in ("teacher", "speeds", "sha256", "embeddings")}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"{path} holds no embeddings of a teacher ({error}); python -m recipes.teach makes them"
         ) from error
@@ -65,11 +66,13 @@ def load_targets(path: str | Path) -> Targets:
 
 
 def chosen(utterances: Sequence[Utterance], speaker_seconds: float) -> list[Utterance]:
-    """Each recording once, in random order, up to that many seconds of a speaker; all of the unlabelled ones."""
-    order = np.random.default_rng(0).permutation(len(utterances))
+    """Each recording once, in random order, up to that many seconds of a speaker; all of the unlabelled ones.
+
+    The order is that of the digests, so that it stays when manifests are added.
+    """
     heard: dict[str, float] = {}
     kept: dict[str, Utterance] = {}
-    for utterance in (utterances[i] for i in order):
+    for utterance in sorted(utterances, key=lambda u: u.sha256):
         seconds = utterance.num_samples / RATE
         enough = heard.get(utterance.speaker, 0.0) >= speaker_seconds and not utterance.speaker.endswith(UNLABELLED)
         if not enough and seconds >= LEAST_SECONDS and utterance.sha256 not in kept:

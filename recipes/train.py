@@ -17,6 +17,7 @@ import importlib
 import json
 import logging
 import platform
+import shutil
 import sys
 import time
 import warnings
@@ -28,6 +29,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from engine.checkpoint import load_config
 from engine.errors import ConfigError, SpeechError
 from recipes.export import describe_data
 from recipes.harness import loaders, plots, record
@@ -42,6 +44,7 @@ from recipes.tasks import make_task
 log = logging.getLogger("recipes.train")
 NO_RECIPES = {
     "__init__",
+    "balance",
     "train",
     "recipe",
     "calibrate",
@@ -49,6 +52,8 @@ NO_RECIPES = {
     "directions",
     "export",
     "cache",
+    "public_corpora",
+    "public_speech",
     "teach",
     "teachers",
 }  # other modules beside the recipes
@@ -89,7 +94,8 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
             raise ConfigError(f"no field {key!r}; there are {', '.join(known)}")
         changed = dataclasses.replace(owner, **{name: value})
         recipe = dataclasses.replace(recipe, **{part: changed}) if part else changed
-    return recipe
+    # As it will be read back: a value of the wrong type is an error now, not after hours.
+    return load_config(type(recipe), dataclasses.asdict(recipe)) if settings else recipe
 
 
 def keep_memory() -> None:
@@ -199,11 +205,17 @@ def write_records(options: argparse.Namespace, task: Task, name: str, data: list
     past = record.starts(options.out)
     if past and past[-1]["data_digest"] != digest:
         log.warning("the data differ from those that this run has seen so far; run.json has the digests")
+    heard = past[-1].get("teacher_sha256") if past else None
+    if heard and heard != task.facts.get("teacher_sha256"):
+        # Its mean and its directions are those of all that is in the file: others would be another space to learn.
+        raise ConfigError(f"the teacher's embeddings are not those that {options.out} has learned from so far; bring "
+                          "that file back (--set teacher=FILE), or begin another run with --init")  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
     record.save_recipe(options.out, task.recipe, step)
     record.write_json(options.out / "data.json", data_facts(task, data))
     ranks = options.devices * options.num_nodes
-    record.add_start(options.out, recipe=name, data=data, data_digest=digest, step=step, ranks=ranks)
+    facts = {"recipe": name, "data": data, "data_digest": digest, "step": step, "ranks": ranks, **task.facts}
+    record.add_start(options.out, **facts)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -231,6 +243,7 @@ def run(options: argparse.Namespace) -> int:
         step = int(torch.load(last, weights_only=True, mmap=True)["global_step"]) if options.resume else 0
         write_records(options, task, name, data, step)
         if not options.resume:
+            shutil.rmtree(options.out / record.BEGINNING, ignore_errors=True)
             task.keep_beginning(options.out / record.BEGINNING)
     trainer.fit(task, train, valid, ckpt_path=str(last) if options.resume else None, weights_only=True)
     if options.fast_dev_run and trainer.is_global_zero:
@@ -249,7 +262,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", action="append", help="manifest; may be repeated; --resume knows it")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--resume", action="store_true", help="continue from the run folder's last checkpoint")
-    parser.add_argument("--init", type=Path, help="checkpoint folder whose weights to start from")
+    parser.add_argument("--init", help="model whose weights to start from: a folder, or a name that is shipped")
     parser.add_argument("--max-hours", type=float, help="stop after this time, counted anew at each start")
     parser.add_argument("--stop-after", type=int, help="stop with a checkpoint at this step, before the recipe's end")
     parser.add_argument("--fast-dev-run", action="store_true", help="try everything in a few steps, write nothing")

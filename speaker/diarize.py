@@ -111,7 +111,13 @@ def back_end(encoder: SpeakerEncoder, folder: Path | None = None) -> BackEnd:
     else:
         found = calibration_of(folder, encoder)
     path = folder / PLDA
-    return BackEnd(found, plda.load(path) if path.is_file() else None)
+    if not path.is_file():
+        return BackEnd(found)
+    trained = plda.load(path)
+    if trained.model not in ("", encoder.identity):
+        raise ScoreError(f"{path} was trained on embeddings of {trained.model}, this is {encoder.identity}; "
+                         "`python -m recipes.diarization` makes it anew")  # fmt: skip
+    return BackEnd(found, trained)
 
 
 def diarize(

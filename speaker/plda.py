@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ class Plda:
     psi: Floats  # (K,), between-speaker variances where those within speakers are 1
     length_norm: bool = True
     name: str = "plda"
+    model: str = ""  # identity of the encoder whose embeddings it was trained on; empty if nobody says
 
     def prepare(self, vectors: Floats) -> Floats:
         """(n, D) -> (n, K)."""
@@ -66,7 +68,8 @@ class Plda:
 
     def save(self, path: Path) -> None:
         """Write arrays as .npz."""
-        parts = {name: getattr(self, name) for name in ("centre", "lda", "mean", "transform", "psi", "length_norm")}
+        names = ("centre", "lda", "mean", "transform", "psi", "length_norm", "model")
+        parts = {name: getattr(self, name) for name in names}
         with path.open("wb") as file:
             np.savez(file, **parts)
 
@@ -76,10 +79,11 @@ def load(path: Path) -> Plda:
     try:
         if path.read_bytes()[:2] == b"\0B":
             return read_kaldi(path)
-        with np.load(path, allow_pickle=False) as parts:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as parts:
             centre, reduce, mean, transform, psi = (parts[n] for n in ("centre", "lda", "mean", "transform", "psi"))
-            return Plda(centre, reduce, mean, transform, psi, bool(parts["length_norm"]))
-    except (OSError, ValueError, KeyError, struct.error) as error:
+            model = str(parts["model"]) if "model" in parts else ""
+            return Plda(centre, reduce, mean, transform, psi, bool(parts["length_norm"]), model=model)
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile, struct.error) as error:
         raise ScoreError(f"{path} holds no PLDA ({error})") from error
 
 

@@ -90,7 +90,8 @@ def make_loaders(
     hours = sum(u.num_samples for u in train) / recipe.sample_rate / 3600
     log.warning("training on %.2f h, %d recordings; validating on %d", hours, len(train), len(held_out))
     if not held_out:
-        raise ConfigError(f"no speaker falls into the validation split of {recipe.validation_percent} %; raise it")
+        raise ConfigError(f"no speaker falls into the validation split of {recipe.validation_percent} %; raise it, or "
+                          "give more speakers (a speaker encoder validates on those with a name alone)")  # fmt: skip
     valid = task.prepare(samples, train, held_out)
     assert task.crops is not None
     # Generators of their own: a loader draws a seed when it starts, and a resumed run starts one more.

@@ -23,7 +23,7 @@ from typing import Any
 
 from engine import audio
 from engine.errors import ConfigError
-from recipes.harness.recordings import Member, Part, Recording
+from recipes.harness.recordings import UNLABELLED, Member, Part, Recording
 
 log = logging.getLogger(__name__)
 KINDS = (
@@ -75,7 +75,8 @@ def _read_csv(path: Path) -> list[Recording]:
         file = str(path.parent / row["path"])
         seconds = _number(row["seconds"], where)
         extra = (row.get("language") or "", row.get("licence") or "")
-        recordings.append(Recording(file, row["speaker"], row["corpus"], Part(file), seconds, *extra))
+        speaker = row["speaker"] if "/" in row["speaker"] else f"{row['corpus']}/{row['speaker']}"
+        recordings.append(Recording(file, speaker, row["corpus"], Part(file), seconds, *extra))
     if not recordings:
         raise ConfigError(f"{path}: no rows of split 'train'")
     return recordings
@@ -87,7 +88,7 @@ def _read_folder(folder: Path) -> list[Recording]:
         raise ConfigError(f"{folder} holds a manifest; give {folder / 'manifest.csv'}, which knows the splits")
     # One glob for each entry, since a glob enters a link that it starts from and no other: speakers may be links.
     inside = [
-        (entry.name, file)
+        (entry.name if entry.is_dir() else f"{entry.name}{UNLABELLED}", file)
         for entry in sorted(folder.iterdir())
         for file in (sorted(entry.rglob("*")) if entry.is_dir() else [entry])
     ]
@@ -127,7 +128,7 @@ def _read_kaldi(scp: Path) -> list[Recording]:
         recordings.append(
             Recording(
                 path=f"{part.file}#{key}",
-                speaker=f"{corpus}/{utt2spk.get(key, key)}",
+                speaker=f"{corpus}/{utt2spk.get(key, key + UNLABELLED)}",
                 corpus=corpus,
                 source=part,
                 seconds=seconds if math.isfinite(seconds) else None,
@@ -170,7 +171,7 @@ def _read_cuts(path: Path) -> list[Recording]:
                 f"{where}: {len(names)} speakers in one cut; use cuts.trim_to_supervisions(keep_overlapping=False)"
             )
         num_unlabelled += not names
-        speaker = f"{corpus}/{names.pop() if names else identity}"
+        speaker = f"{corpus}/{names.pop() if names else identity + UNLABELLED}"
         language = ", ".join(sorted(languages))
         recordings.append(Recording(f"{part.file}#{identity}", speaker, corpus, part, seconds, language))
     _warn_unlabelled(path, num_unlabelled)
@@ -214,7 +215,7 @@ def _read_shards(pattern: str) -> list[Recording]:
             known = facts.get(key, {})
             num_unlabelled += "speaker" not in known
             seconds = _number(known["seconds"], f"{shard}#{key}.json") if "seconds" in known else None
-            speaker = f"{corpus}/{known.get('speaker', key)}"
+            speaker = f"{corpus}/{known.get('speaker', key + UNLABELLED)}"
             text = (str(known.get("language", "")), str(known.get("licence", "")))
             recordings.append(Recording(f"{shard}#{member.name}", speaker, corpus, member, seconds, *text))
     _warn_unlabelled(pattern, num_unlabelled)
@@ -321,6 +322,6 @@ def _beside(manifest: Path, target: str) -> str:
 def _warn_unlabelled(manifest: str | Path, count: int) -> None:
     if count:
         log.warning(
-            "%s: no speaker for %d recordings; each counts as a speaker of its own, so that one person may be both "
-            "trained and validated on", manifest, count
+            "%s: no speaker for %d recordings; a codec takes each for a speaker of its own, so that one person may be "
+            "both trained and validated on; a speaker encoder has no label for them", manifest, count
         )  # fmt: skip

@@ -31,6 +31,7 @@ class Task(pl.LightningModule):
         super().__init__()
         self.recipe = recipe
         self.crops: SpeechCrops | None = None  # training crops, set by the trainer
+        self.facts: dict[str, str] = {}  # for run.json: what the weights and the targets come from
         self.random_state: dict[str, Tensor] = {}  # of the checkpoint that is resumed
 
     @property
@@ -86,7 +87,7 @@ class Task(pl.LightningModule):
         """Sounds (N,) worth listening to of a validation batch, by name; called with the averaged weights."""
         return {}
 
-    def start_from(self, folder: Path) -> None:
+    def start_from(self, folder: str | Path) -> None:
         """Start from a trained model instead of from nothing."""
         raise ConfigError(f"{type(self).__name__} does not start from a trained model; leave --init out")
 

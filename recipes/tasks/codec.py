@@ -57,7 +57,7 @@ class CodecTask(Task):
         most = self.recipe.model.levels
         return {f"valid/pesq{most}": 1, f"valid/mel{most}": -1}
 
-    def start_from(self, folder: Path) -> None:
+    def start_from(self, folder: str | Path) -> None:
         """Take the weights of a trained model of the same shape."""
         model = codec.load(folder)
         if model.config != self.recipe.model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,13 +63,14 @@ class SpeakerTask(Task):
         """On average: crops are drawn at the longest length and cut, all of a step to one."""
         return self.recipe.batch_size * sum(self.recipe.crop_seconds) / 2
 
-    def start_from(self, folder: Path) -> None:
+    def start_from(self, folder: str | Path) -> None:
         """Take the weights of a trained encoder of the same configuration, for example for a larger margin."""
         trained = speaker.load(folder)
         if trained.config != self.recipe.model:
             raise ConfigError(f"{folder} has another configuration than the recipe: {trained.config}")
         self.model.backbone.load_state_dict(trained.backbone.state_dict())
         self.begun = True
+        self.facts["begun_from"] = trained.identity
 
     def holds_out(self, utterance: Utterance) -> bool:
         """Recordings of unknown speakers are all trained on: nobody can tell whether two of them should be alike.
@@ -80,7 +82,10 @@ class SpeakerTask(Task):
     def prepare(self, samples: np.ndarray, train: list[Utterance], held_out: list[Utterance]) -> SpeechCrops:
         """Labels, targets, and the layers whose size depends on how many of them there are."""
         recipe = self.recipe
-        targets = centred(load_targets(recipe.teacher), train) if recipe.teacher else None
+        targets = None
+        if recipe.teacher:
+            targets = centred(load_targets(recipe.teacher), train)
+            self.facts["teacher_sha256"] = hashlib.sha256(Path(recipe.teacher).read_bytes()).hexdigest()
         if targets and (recipe.target_balance or recipe.target_nuisance):
             targets = evened_targets(targets, train, recipe.target_balance, recipe.target_nuisance)
         chain = None

@@ -75,8 +75,8 @@ def test_recordings_speakers_and_what_is_left_out(clones, tmp_path, caplog):
     assert by_name["0.flac"]["speaker"] == by_name["1.flac"]["speaker"] != by_name["3.flac"]["speaker"]
     assert by_name["3.flac"]["speaker"] == "common-voice-en/unlabelled" and by_name["3.flac"]["licence"] == "CC0"
     assert float(by_name["1.flac"]["seconds"]) == pytest.approx(2.3, abs=0.05)  # 2 s and the margins
-    words = [row for row in rows if row["corpus"] == "speech-commands"]
-    assert [row["speaker"] for row in words] == ["speech-commands/p1"]  # four joined; one alone is too short
+    words = [row for row in rows if row["corpus"] == "speech-commands-more"]
+    assert [row["speaker"] for row in words] == ["speech-commands-more/p1"]  # four joined; one alone is too short
     wav, rate = soundfile.read(tmp_path / "data" / words[0]["path"])
     assert rate == RATE and len(wav) / rate == pytest.approx(float(words[0]["seconds"])) and 2 < len(wav) / rate < 3
     (call,) = [row for row in rows if row["corpus"] == "wuw-corpus-ii"]
@@ -85,6 +85,26 @@ def test_recordings_speakers_and_what_is_left_out(clones, tmp_path, caplog):
     (clones / "wake-up-word").rename(tmp_path / "wake-up-word")
     assert public_speech.main(["--clones", str(tmp_path), "--out", str(tmp_path / "data"), "--workers", "1"]) == 0
     assert manifest_of(tmp_path / "data") == rows
+
+
+def test_a_person_is_left_to_one_corpus():
+    names = ["librispeech-100/7", "libri-train-5/7", "librispeech-100/8", "kerstin/7", "common-voice/unlabelled",
+             "common-voice-en/unlabelled", "common-voice/a", "common-voice-en/a", "mine/7"]  # fmt: skip
+    rows = [{"corpus": name.split("/")[0], "speaker": name} for name in names]
+    kept = [row["speaker"] for row in public_speech.once(rows)]
+    assert kept == [name for name in names if name not in ("librispeech-100/7", "common-voice/a")]
+    assert len({corpus.name for corpus in CORPORA}) == len(CORPORA)  # two would write to the same files
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("path,speaker\n", "the columns split too"), ("path,split,speaker\na,train,b\n", "no rows of split 'test'")],
+)
+def test_a_list_that_leaves_nothing_out_is_an_error(tmp_path, clones, capsys, text, message):
+    (tmp_path / "test.csv").write_text(text)
+    given = ["--clones", str(clones), "--out", str(tmp_path / "data"), "--leave-out", str(tmp_path / "test.csv")]
+    assert public_speech.main(given) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "data").exists()
 
 
 def test_what_is_missing_is_said(tmp_path, clones, capsys):

@@ -88,6 +88,17 @@ def test_training_tells_voices_apart_and_the_export_embeds_them(manifest, target
     beginning = speaker.load(tmp_path / "more" / "begun").state_dict()
     assert export.main([str(tmp_path / "more"), "--out", str(tmp_path / "last")]) == 0
     assert export.main([str(tmp_path / "more"), *average]) == 0
+    assert (
+        f"Begun from the weights of `{encoder.identity}`; these are the mean"
+        in (tmp_path / "half" / "README.md").read_text()
+    )
+    # Other embeddings under the name of the teacher's are another space to learn.
+    other = tmp_path / "other.npz"
+    with np.load(targets) as held:
+        np.savez(other, **{**held, "embeddings": held["embeddings"][:, ::-1]})
+    again = ["--out", str(tmp_path / "more"), "--resume", "--cache", str(manifest.parent / "cache"), "--no-tensorboard"]
+    assert train.main([*again, "--set", "max_steps=3", "--set", f"teacher={other}"]) == 2
+    assert "bring that file back" in capsys.readouterr().err
     last, half = (speaker.load(tmp_path / name).state_dict() for name in ("last", "half"))
     assert all(torch.allclose(half[k], (v + beginning[k]) / 2) for k, v in last.items() if v.is_floating_point())
     changed = {k: v + 1 if v.is_floating_point() else v for k, v in encoder.state_dict().items()}
@@ -206,8 +217,11 @@ def test_what_a_teacher_has_not_heard_is_an_error(manifest, targets, tmp_path):
     with pytest.raises(ConfigError, match="none of these recordings"):
         SpeakerCrops(np.zeros(10, np.int16), [Utterance("a", "b", 0, 10, "c")], 5, 1, 1, targets=other)
     (tmp_path / "x.npz").write_text("hello")
-    with pytest.raises(ConfigError, match="holds no embeddings of a teacher"):
-        load_targets(tmp_path / "x.npz")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
+    for name in ("x.npz", "array.npy", "cut.npz"):
+        with pytest.raises(ConfigError, match="holds no embeddings of a teacher"):
+            load_targets(tmp_path / name)
     with pytest.raises(ConfigError, match="nothing to learn"):
         SpeakerTask(SpeakerRecipe(name="x", classify_weight=0.0))
     with pytest.raises(ConfigError, match="nested dimensions lie between 0 and 16"):
@@ -279,6 +293,13 @@ def test_teach_goes_on_with_what_a_file_holds(manifest, tmp_path, monkeypatch):
     assert len(heard) == len(load_targets(out).rows) == 12 * 3  # each recording once, whatever the run
     assert teach.main([*given, "--speeds", "1", "2"]) == 2
     assert len(load_targets(out).rows) == 12 * 3
+
+
+def test_teach_chooses_the_same_recordings_when_others_are_added():
+    said = [Utterance(f"{i}", f"c/{i % 3}", 0, RATE, hashlib.sha256(bytes([i])).hexdigest()) for i in range(60)]
+    more = [Utterance(f"m{i}", f"d/{i % 3}", 0, RATE, hashlib.sha256(bytes([i, 1])).hexdigest()) for i in range(60)]
+    some = teach.chosen(said, 5.0)
+    assert len(some) == 15 and set(some) < set(teach.chosen(more + said, 5.0))
 
 
 @pytest.mark.parametrize("name", ["ecapa", "titanet", "resnet34", "xvector", "but_resnet", "but_resnet_margin",

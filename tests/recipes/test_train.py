@@ -291,6 +291,11 @@ def test_recipes_are_found_and_overridden():
     assert changed.max_steps == 5 and changed.model.exponent == 0.3
     with pytest.raises(ConfigError, match="no field 'model.width'"):
         train.override(base(), ["model.width=3"])
+    # What recipe.json could not be read back with is refused before training.
+    for setting, message in (("max_steps=1e3", "max_steps: expected int"), ("optimizer=sgd", "is not one of"),
+                             ("batch_size=many", "batch_size: expected int")):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            train.override(base(), [setting])
 
 
 def test_levels_depend_on_the_step_and_never_rise():
