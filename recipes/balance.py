@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 import speaker
 from engine.errors import ConfigError
-from recipes.directions import LEAST_SPEAKERS, corpus_directions, evened, mean_embeddings, transform
+from recipes.directions import LEAST_SPEAKERS, corpus_directions, evened
+from speaker.adapt import mean_embeddings
 from speaker.diarize import PLDA
 from speaker.evidence import CALIBRATION, VERIFICATION
+from speaker.last_layer import transform
 from speaker.model import SpeakerEncoder
 
 HEADING = "## Calibration\n"  # of the card

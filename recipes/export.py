@@ -38,7 +38,7 @@ Live speech codec (`esc_live`, {parameters:.2f} M parameters): 16 kHz speech to 
 - Recipe `{recipe}`, {steps} steps of {batch} crops of {crop:.2f} s: {hours:.1f} hours of audio seen, drawn from
   {data_hours:.2f} hours of recordings (averaged weights, decay {ema}).
 - Learning rate {rate:g} with linear decay over the last {decay} steps; reconstruction losses only, no adversary.
-{note}- Validation speakers are disjoint from the training speakers; nothing of the test files was used.
+{note}- Validation speakers are disjoint from the training speakers.
 
 ## Data
 {data}
@@ -68,7 +68,7 @@ embeddings are not normalized; compare them by cosine. Weights: MIT.
   drawn from {data_hours:.2f} hours of recordings at {speeds} times their speed (averaged weights, decay {ema}).
 - Loss: {losses}.
 - {teacher}
-{note}- Validation speakers are disjoint from the training speakers; nothing of the test lists was used.
+{note}- Validation speakers are disjoint from the training speakers.
 
 ## Data
 {data}

@@ -183,6 +183,46 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def adapt(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE|FOLDER|LIST...", help="Recordings such as yours, or one .npz, .parquet, .ark."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to create: a model.")],
+    model: Model = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")] = False,
+) -> None:
+    """Make an encoder for recordings of another kind, from 10 people or more; who they are need not be known.
+
+    Their mean is taken off the embeddings, as far as it is not chance. A folder each person, or all in one folder.
+    """
+    from engine import checkpoint
+    from speaker import adapt as adaptation
+    from speaker import collections
+    from speaker.model import default, load
+    from speaker.recordings import list_recordings
+
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not force:
+        raise SpeechError(f"{out} exists; --force overwrites it")
+    source = checkpoint.find(model or default())
+    if out.resolve() == source.resolve():
+        raise SpeechError(f"{out} is the model itself; give --out another folder")
+    encoder = load(source)
+    failed: dict[str, str] = {}
+    if len(paths) == 1 and paths[0].suffix in (".npz", ".parquet", ".ark"):
+        recordings = collections.read(paths[0], encoder.identity)
+    else:
+        recordings, failed = adaptation.embedded(encoder, [each.path for each in list_recordings(paths)])
+    found = adaptation.adapt(encoder, source, recordings, out)
+    far = f"{found.share:.2f} of it taken off" if found.share else "no more than chance, nothing is changed"
+    print(f"{out}: mean of {found.people} people, {found.recordings} recordings: {far}")
+    for name, reason in failed.items():
+        print(f"speaker: {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
 for _command in (enroll, identify, stream, diarize, score, calibrate, fuse, plda):
     app.command()(_command)
 app.add_typer(manage, name="store")

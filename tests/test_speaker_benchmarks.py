@@ -5,7 +5,16 @@ import pytest
 import torch
 
 import speaker
-from benchmarks import but_fusion, calibration, conversations, diarization, identification, live_speaker, verification
+from benchmarks import (
+    adaptation,
+    but_fusion,
+    calibration,
+    conversations,
+    diarization,
+    identification,
+    live_speaker,
+    verification,
+)
 from engine import audio
 from engine.errors import SpeechError
 from engine.features import kaldi_fbank
@@ -15,6 +24,7 @@ from speaker.calibration import Calibration, fit
 from speaker.evidence import Evidence
 from speaker.model import SpeakerConfig, SpeakerEncoder
 from speaker.rttm import Segment
+from speaker.trials import read_trials
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +158,28 @@ def test_the_fusion_of_networks_is_measured_beside_each_of_them(folder, tmp_path
     whole = [float(row[2].split()[0]) for row in table[:3]]
     assert float(table[3][1].split()[0]) == pytest.approx(whole[2] - min(whole[:2]), abs=0.011)
     assert but_fusion.main([str(a) for a in ["--models", folder / "mine", *given[3:]]]) == 2
+
+
+def test_adaptation_is_measured_across_halves_of_the_speakers(tmp_path):
+    """Voices far to one side: adapted, they are told apart; the mean is never that of the trials' own half."""
+    names = [f"s{person}/{take}.wav" for person in range(80) for take in range(2)]
+    rng = np.random.default_rng(0)
+    lines = [f"1 s{person}/0.wav s{person}/1.wav" for person in range(80)]
+    lines += [f"0 s{a}/0.wav s{b}/1.wav" for a, b in rng.integers(80, size=(600, 2)) if a != b]
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    trials = read_trials(tmp_path / "list.txt")
+    persons = np.repeat(rng.normal(size=(80, 16)), 2, axis=0)
+    rows = {name: row for row, name in enumerate(names)}
+    vectors = (persons + 0.5 * rng.normal(size=persons.shape) + 3.0)[[rows[name] for name in trials.recordings()]]
+    made = Evidence(Calibration(["a@1:cosine"], ["seconds"], [9.0, 0.0, 0.0, 0.0], -4.0, 0.1, 10, 5, 0.0))
+    found = adaptation.measure("list", trials, vectors, np.full(len(vectors), 2.0), made, [10, 30])
+    assert [row[1] for row in found] == ["", "10", "30"]
+    errors, costs = ([float(row[column].split()[0]) for row in found] for column in (3, 5))
+    assert errors[0] > errors[1] + 1 and costs[2] < costs[1] < costs[0] - 0.5
+    assert all(0.9 < float(share) < 1 for share in found[1][2].split(", "))
+    for half in (True, False):
+        chosen = {names[row].split("/")[0] for row in adaptation.of_people(names, half, 12)}
+        assert len(chosen) == 12 and all(adaptation.in_first_half(owner) == half for owner in chosen)
 
 
 @pytest.fixture

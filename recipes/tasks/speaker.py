@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import speaker
 from engine.errors import ConfigError
-from recipes.directions import facing, transform
+from recipes.directions import facing
 from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import SpeechCrops, Utterance
 from recipes.harness.optim import cyclic, make_optimizer, warmup_cosine, warmup_stable_decay
@@ -23,6 +23,7 @@ from recipes.harness.task import Task
 from recipes.recipe import SpeakerRecipe
 from recipes.teach import load_targets
 from speaker.heads import MarginClassifier, imitation_loss, relation_loss
+from speaker.last_layer import transform
 from speaker.metrics import eer
 from speaker.model import SpeakerEncoder
 

@@ -7,10 +7,12 @@ from torch import nn
 
 from engine.errors import ConfigError
 from engine.features import kaldi_fbank
-from recipes.directions import NUISANCE, balanced, corpus_directions, evened, facing, mean_embeddings, transform
+from recipes.directions import NUISANCE, balanced, corpus_directions, evened, facing
+from speaker.adapt import mean_embeddings
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
 from speaker.backbones.resnet import resnet
 from speaker.backbones.xvector import XvectorConfig
+from speaker.last_layer import transform
 from speaker.model import SpeakerConfig, SpeakerEncoder
 
 NETWORKS = {

@@ -12,9 +12,9 @@ from engine import audio
 from engine.features import kaldi_fbank
 from recipes import balance
 from recipes import calibrate as calibrate_recipe
-from recipes.directions import mean_embeddings
 from recipes.harness.data import Utterance
 from speaker import score_files
+from speaker.adapt import mean_embeddings
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
 from speaker.cli import app
 from speaker.model import SpeakerConfig, SpeakerEncoder
