@@ -29,8 +29,8 @@ from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import Utterance, build_cache, in_order, is_validation
 from recipes.harness.recordings import UNLABELLED
 from recipes.recipe import SpeakerRecipe
+from speaker.adapt import mean_embeddings
 from speaker.calibration import fit
-from speaker.collections import speaker_means
 from speaker.evidence import CALIBRATION, COHORT, VERIFICATION, cohort_of, nearness, system_of
 from speaker.model import SpeakerEncoder
 from speaker.quality import assess
@@ -176,8 +176,8 @@ def spoken(
 
 
 def write_cohort(encoder: SpeakerEncoder, folder: Path, names: list[str], vectors: NDArray[np.float64]) -> str:
-    """Write a mean direction for each of the speakers `names` (n,) of embeddings (n, D); returns a line about it."""
-    speakers, means = speaker_means(vectors, names)
+    """Write a mean embedding for each of the speakers `names` (n,) of embeddings (n, D); returns a line about it."""
+    speakers, means = mean_embeddings(names, vectors)  # with their lengths, which a PLDA is for
     with (folder / COHORT).open("wb") as file:
         model = np.array(encoder.identity)
         # Each under a folder of its own, for the mean of a mean is the mean.

@@ -2,7 +2,7 @@
 
 Rooms, microphones and manners of speaking move all embeddings of a collection to one side, and cosines of different
 people rise. Recordings without labels tell by how much. The mean of a few voices is also that of those voices, so it is
-shrunk towards what the encoder has for 0, by what its own spread says (James and Stein 1961): of a collection like the
+shrunk towards what the encoder has for 0, by what its own spread says (James and Stein 1961): of voices from all of the
 training data nothing is left of it.
 """
 
@@ -11,22 +11,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from engine.checkpoint import EXTRAS
 from engine.errors import ScoreError
+from engine.files import replacing
 from speaker import plda
 from speaker.collections import Collection, speaker_of
 from speaker.diarize import PLDA
 from speaker.embed import embed_files
-from speaker.evidence import CALIBRATION, calibration_of
+from speaker.evidence import CALIBRATION, COHORT, calibration_of, cohort_of
 from speaker.last_layer import transform
 from speaker.model import SpeakerEncoder, load, save
 from speaker.scoring import Floats
 
-__all__ = ["Shift", "adapt", "embedded", "mean_embeddings", "shift_of"]
+__all__ = ["Shift", "adapt", "embedded", "mean_embeddings", "shift_of", "with_speech"]
 
 LEAST = 10  # people
+LEAST_SPEECH = 0.5  # seconds of speech in a recording; silence has an embedding too, and it is nobody's
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,18 @@ def embedded(encoder: SpeakerEncoder, paths: Sequence[Path]) -> tuple[Collection
     return Collection(found.names, vectors, seconds, found.model), found.failed
 
 
+def with_speech(recordings: Collection) -> tuple[Collection, dict[str, str]]:
+    """Leave out recordings that are known to have hardly any speech; they are returned with the reason."""
+    kept = [row for row, seconds in enumerate(recordings.seconds) if not seconds < LEAST_SPEECH]
+    left = {
+        name: f"{name}: {seconds:.2f} s of speech; {LEAST_SPEECH:g} s are needed"
+        for name, seconds in zip(recordings.names, recordings.seconds, strict=True)
+        if seconds < LEAST_SPEECH
+    }
+    names = [recordings.names[row] for row in kept]
+    return Collection(names, recordings.vectors[kept], recordings.seconds[kept], recordings.model), left
+
+
 def shift_of(names: list[str], vectors: Floats) -> Shift:
     """How far embeddings (n, D) of recordings lie to one side.
 
@@ -68,10 +84,10 @@ def shift_of(names: list[str], vectors: Floats) -> Shift:
     """
     speakers = [speaker_of(name) for name in names]
     speakers = speakers if len(set(speakers)) > 1 else list(names)
+    if len(set(speakers)) < LEAST:
+        raise ScoreError(f"recordings of {len(set(speakers))} people: their mean would be that of these voices. Give "
+                         f"{LEAST} or more, each person's in a folder, or all in one folder")  # fmt: skip
     means = mean_embeddings(speakers, vectors)[1]
-    if len(means) < LEAST:
-        raise ScoreError(f"recordings of {len(means)} people: their mean would be that of these voices. Give {LEAST} "
-                         "or more, each person's in a folder, or all in one folder")  # fmt: skip
     mean = means.mean(0)
     # Of how long the mean is, this much is chance.
     chance = np.square(means - mean).sum() / (len(means) - 1) / len(means)
@@ -82,8 +98,8 @@ def shift_of(names: list[str], vectors: Floats) -> Shift:
 def adapt(encoder: SpeakerEncoder, source: Path, recordings: Collection, out: Path) -> Shift:
     """Write to the folder `out` the encoder of the folder `source` for recordings such as these.
 
-    Its calibration comes along: centred, voices of another collection are what it was learned on. So does the PLDA of
-    diarization; the cohort does not, since it is not of such recordings. ScoreError where the embeddings are of another
+    Its calibration and its cohort come along as they are: centred, voices of another collection lie where those of the
+    first did. The PLDA of diarization moves with the embeddings. ScoreError where the embeddings are of another
     encoder, or of too few people.
     """
     if recordings.model.partition("@")[2] != encoder.digest:
@@ -91,16 +107,29 @@ def adapt(encoder: SpeakerEncoder, source: Path, recordings: Collection, out: Pa
     found = shift_of(recordings.names, recordings.vectors)
     calibration = calibration_of(source, encoder)
     windows = plda.load(source / PLDA) if (source / PLDA).is_file() else None
+    strangers = _cohort(source / COHORT, encoder)
     before = encoder.identity
     transform(encoder, np.eye(encoder.embedding_dim), -found.offset)
     card = (source / "README.md").read_text(encoding="utf-8") if (source / "README.md").is_file() else ""
+    for stale in EXTRAS:  # of another model that was in the folder
+        (out / stale).unlink(missing_ok=True)
     save(out, encoder, _card(out.name, before, found, card))
     identity = load(out).identity
     if calibration is not None:
         replace(calibration, systems=[f"{identity}:cosine"]).save(out / CALIBRATION)
+    if strangers is not None:
+        with replacing(out / COHORT) as partial, partial.open("wb") as file:
+            np.savez(file, **{**strangers, "model": np.array(identity)})
     if windows is not None:
         replace(windows, centre=windows.centre - found.offset, model=identity).save(out / PLDA)
     return found
+
+
+def _cohort(path: Path, encoder: SpeakerEncoder) -> dict[str, Any] | None:
+    if not path.is_file() or cohort_of(path.parent, encoder.identity) is None:
+        return None
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as parts:
+        return dict(parts)
 
 
 def _card(name: str, before: str, found: Shift, card: str) -> str:

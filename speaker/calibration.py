@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ScoreError
+from engine.files import replacing
 from speaker.scoring import Floats
 
 __all__ = ["QUALITIES", "Calibration", "fit", "load"]
@@ -62,7 +63,9 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps({"kind": "calibration", **dataclasses.asdict(self)}, indent=1) + "\n")
+        text = json.dumps({"kind": "calibration", **dataclasses.asdict(self)}, indent=1) + "\n"
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def _without_name(system: str) -> str:

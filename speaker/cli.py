@@ -214,11 +214,13 @@ def adapt(
         recordings = collections.read(paths[0], encoder.identity)
     else:
         recordings, failed = adaptation.embedded(encoder, [each.path for each in list_recordings(paths)])
+    recordings, silent = adaptation.with_speech(recordings)
+    failed |= silent
+    for name, reason in failed.items():
+        print(f"speaker: {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
     found = adaptation.adapt(encoder, source, recordings, out)
     far = f"{found.share:.2f} of it taken off" if found.share else "no more than chance, nothing is changed"
     print(f"{out}: mean of {found.people} people, {found.recordings} recordings: {far}")
-    for name, reason in failed.items():
-        print(f"speaker: {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)
 

@@ -14,6 +14,7 @@ from speaker.embedding_files import read as read_embeddings
 from speaker.model import SpeakerEncoder
 from speaker.recordings import find_recordings
 from speaker.scoring import Floats, unit
+from speaker.trials import speaker_of
 
 
 @dataclass
@@ -77,8 +78,11 @@ def _kaldi(path: Path) -> tuple[list[str], Floats]:
     return [name for name, _ in pairs], np.array([vector for _, vector in pairs], dtype=np.float64)
 
 
-def cohort(source: Path, encoder: SpeakerEncoder | None, model: str) -> Floats:
-    """(C, D): a mean for each speaker of a file or a folder of speakers; ScoreError if not by `model`, name@digest."""
+def cohort(source: Path, encoder: SpeakerEncoder | None, model: str, *, lengths: bool = False) -> Floats:
+    """(C, D): a mean for each speaker of a file or a folder of speakers; ScoreError if not by `model`, name@digest.
+
+    The mean of directions, or, with `lengths`, of the embeddings as they come, which a PLDA is for.
+    """
     if source.is_dir():
         if encoder is None:
             raise ScoreError(
@@ -90,35 +94,48 @@ def cohort(source: Path, encoder: SpeakerEncoder | None, model: str) -> Floats:
         found = read(source, model)
     if found.model.partition("@")[2] != model.partition("@")[2]:
         raise ScoreError(f"the cohort is of {found.model}, the embeddings are of {model}")
-    return speaker_means(found.vectors, [speaker_of(name) for name in found.names])[1]
+    if lengths and np.linalg.norm(found.vectors, axis=1).max() < 1 + 1e-3:
+        raise ScoreError(f"{source} holds directions, and a PLDA needs the lengths of embeddings too; give --cohort "
+                         "with recordings, or embeddings of `speaker embed`")  # fmt: skip
+    return speaker_means(found.vectors, [speaker_of(name) for name in found.names], lengths=lengths)[1]
 
 
-def speaker_of(name: str) -> str:
-    """The folder that a recording is in; of a bare name, the name."""
-    return Path(name).parent.name or name
-
-
-def speaker_means(vectors: Floats, speakers: list[str]) -> tuple[list[str], Floats]:
-    """Means of unit vectors, a row for each speaker."""
+def speaker_means(vectors: Floats, speakers: list[str], *, lengths: bool = False) -> tuple[list[str], Floats]:
+    """Means of unit vectors, or with `lengths` of the vectors as they are; a row for each speaker."""
     names, rows = np.unique(speakers, return_inverse=True)
     sums = np.zeros((len(names), vectors.shape[1]))
-    np.add.at(sums, rows, unit(vectors))
+    np.add.at(sums, rows, vectors if lengths else unit(vectors))
     return names.tolist(), sums / np.bincount(rows)[:, None]
 
 
-def enrolled(collection: Collection, spk2utt: dict[str, list[str]]) -> Collection:
-    """Add models of several utterances: means of their unit vectors; their seconds add up."""
+def enrolled(collection: Collection, spk2utt: dict[str, list[str]], *, lengths: bool = False) -> Collection:
+    """Add models of several utterances: means of their unit vectors, or with `lengths` of the vectors as they are.
+
+    Their seconds add up.
+    """
     rows = {name: row for row, name in enumerate(collection.names)}
     missing = [name for utterances in spk2utt.values() for name in utterances if name not in rows]
     if missing:
         raise ScoreError(f"{len(missing)} enrolment recordings have no embedding, the first is {missing[0]}")
-    directions = unit(collection.vectors)
+    directions = collection.vectors if lengths else unit(collection.vectors)
     models = [directions[[rows[name] for name in utterances]].mean(0) for utterances in spk2utt.values()]
     seconds = [collection.seconds[[rows[name] for name in utterances]].sum() for utterances in spk2utt.values()]
     return Collection(
         [*collection.names, *spk2utt], np.concatenate([collection.vectors, np.array(models)]),
         np.concatenate([collection.seconds, seconds]), collection.model,
     )  # fmt: skip
+
+
+def read_utt2spk(path: Path) -> dict[str, str]:
+    """Kaldi's `recording speaker`, a recording a line."""
+    owners: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split()
+        if fields and (len(fields) != 2 or fields[0] in owners):
+            raise ScoreError(f"{path}, line {number}: expected a recording, once, and its speaker, got {line!r}")
+        if fields:
+            owners[fields[0]] = fields[1]
+    return owners
 
 
 def read_spk2utt(path: Path) -> dict[str, list[str]]:

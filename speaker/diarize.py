@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,7 +177,11 @@ def speakers_of(
     from speaker.vbx import vbx
 
     gamma, _ = vbx(models.plda.prepare(vectors), models.plda.psi, labels)
-    return np.unique(gamma.argmax(1), return_inverse=True)[1].astype(np.int64)
+    refined = np.unique(gamma.argmax(1), return_inverse=True)[1].astype(np.int64)
+    if num_speakers is not None and len(np.unique(refined)) < len(np.unique(labels)):
+        log.warning("resegmentation finds fewer than the %d speakers that were told; it is left out", num_speakers)
+        return labels
+    return refined
 
 
 def described(
@@ -186,7 +191,9 @@ def described(
     """Labels (W,) of windows -> segments and names; speakers are numbered by first appearance."""
     order = list(dict.fromkeys(labels.tolist()))
     means = unit(np.stack([unit(vectors)[labels == label].mean(0) for label in order]))
-    names, found = [f"speaker_{number}" for number in range(1, len(order) + 1)], dict[str, float]()
+    # Numbers that nobody is enrolled under: two people of one name would be one.
+    free = (each for each in map("speaker_{}".format, count(1)) if each not in (enrolled or {}))
+    names, found = list(islice(free, len(order))), dict[str, float]()
     if enrolled:
         from speaker.naming import match
 

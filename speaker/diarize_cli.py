@@ -42,13 +42,14 @@ def diarize(
         raise SpeechError(f"{plot}: the name must end in .png")
     if num_speakers is not None and num_speakers < 1:
         raise ScoreError(f"--num-speakers {num_speakers}: there is at least 1")
+    if threshold is not None and (cluster != "ahc" or num_speakers is not None):
+        raise ScoreError("--threshold is for --cluster ahc and a number of speakers to be counted; leave it out")
     options: dict[str, Any] = {"vad": vad, "cluster": cluster, "resegment": resegment, "bfloat16": bfloat16}
     if threshold is not None:
         options |= {"threshold": threshold, "cosine_threshold": threshold}
     if enrolled is not None and store is not None:
         raise SpeechError("give either --enrolled, embeddings, or --store, voiceprints")
-    known = None if enrolled is None else _enrolled(enrolled)
-    found = _found(source, model, device, options, num_speakers, known, store)
+    found = _found(source, model, device, options, num_speakers, enrolled, store)
     if rttm is not None:
         found.write_rttm(rttm)
     if plot is not None:
@@ -80,7 +81,7 @@ def as_dict(found: Diarization) -> dict[str, Any]:
 
 def _found(
     source: Path, model: str | None, device: str, options: dict[str, Any], num_speakers: int | None,
-    enrolled: dict[str, Any] | None, store: Path | None,
+    enrolled: Path | None, store: Path | None,
 ) -> Diarization:  # fmt: skip
     from rich.console import Console
     from rich.progress import Progress
@@ -93,25 +94,29 @@ def _found(
     config = DiarizationConfig(**options)
     folder = checkpoint.find(model or default())
     encoder = load(folder, device)
+    known = None if enrolled is None else _enrolled(enrolled, encoder.identity)
     if store is not None:
         from speaker.store import Store, default_key
 
         with Store.open(store, model=encoder.identity, key=default_key()) as voices:
             gallery = voices.gallery()
-        enrolled = dict(zip(gallery.names, gallery.means, strict=True))
+        known = dict(zip(gallery.names, gallery.means, strict=True))
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=1.0)
         return run(
-            encoder, source, num_speakers, config=config, models=back_end(encoder, folder), enrolled=enrolled,
+            encoder, source, num_speakers, config=config, models=back_end(encoder, folder), enrolled=known,
             progress=lambda share: bar.update(task, completed=share),
         )  # fmt: skip
 
 
-def _enrolled(path: Path) -> dict[str, Any]:
+def _enrolled(path: Path, model: str) -> dict[str, Any]:
     """Mean embeddings by speaker: recordings in one folder are of one speaker, others are named as their files."""
     from speaker import collections
+    from speaker.store import same_model
 
-    found = collections.read(path)
+    found = collections.read(path, model)
+    if not same_model(found.model, model):
+        raise ScoreError(f"{path} is of {found.model}, the model is {model}; embed it again")
     names = [Path(name).parent.name or Path(name).stem for name in found.names]
     return dict(zip(*collections.speaker_means(found.vectors, names), strict=True))

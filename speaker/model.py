@@ -143,7 +143,10 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Speake
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: the weights do not fit config.json: {error}") from error
     encoder.name, encoder.digest = folder.resolve().name, sha256[:12]
-    return encoder.eval().requires_grad_(False).to(device)
+    try:
+        return encoder.eval().requires_grad_(False).to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
+        raise ConfigError(f"no computing on {str(device)!r} here: {str(error).splitlines()[0]}") from error
 
 
 def save(folder: str | Path, encoder: SpeakerEncoder, card: str) -> str:

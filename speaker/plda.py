@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ScoreError
+from engine.files import replacing
 from speaker.scoring import Floats, unit
 
 __all__ = ["Plda", "adapt", "lda", "load", "read_kaldi", "train"]
@@ -70,7 +71,7 @@ class Plda:
         """Write arrays as .npz."""
         names = ("centre", "lda", "mean", "transform", "psi", "length_norm", "model")
         parts = {name: getattr(self, name) for name in names}
-        with path.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **parts)
 
 

@@ -26,7 +26,7 @@ def save_all(
     pages = {"det": lambda ax: det(ax, scores, labels, sides), "scores": lambda ax: histogram(ax, scores, labels)}
     if are_ratios:
         pages["calibration"] = lambda ax: calibration(ax, scores, labels)
-    if vectors is not None and speakers is not None:
+    if vectors is not None and speakers is not None and len(set(speakers)) > 1:
         pages["map"] = lambda ax: embedding_map(ax, vectors, speakers)
     written = []
     for name, draw in pages.items():

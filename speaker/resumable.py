@@ -76,6 +76,9 @@ def embed_resumably(
                 saved_at, unsaved = time.monotonic(), False
                 pause = max(SAVE_SECONDS, (saved_at - begin) / SAVE_SHARE)
         names = [each.name for each in recordings if each.name in done.vectors]
+        if not names:
+            name, reason = next(iter(failed.items()))
+            raise ScoreError(f"none of {len(recordings)} recordings can be embedded, the first is {name}: {reason}")
         vectors = np.array([done.vectors[name] for name in names], dtype=np.float32)
         file = EmbeddingFile(names, vectors.reshape(len(names), encoder.embedding_dim),
                              np.array([done.seconds[name] for name in names]), model)  # fmt: skip

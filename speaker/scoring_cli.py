@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import ScoreError
+from speaker.checks import finite, probability, writable
 
 if TYPE_CHECKING:
     from speaker.collections import Collection
     from speaker.model import SpeakerEncoder
     from speaker.trials import Trials
 
-Prior = Annotated[float, typer.Option(help="Prior of a target for the detection costs.", min=0.0, max=1.0)]
+Prior = Annotated[float, typer.Option(help="Prior of a target for the detection costs, between 0 and 1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Plots = Annotated[Path | None, typer.Option(help="Folder for pictures: DET, histogram, calibration, map.")]
 
 
@@ -51,6 +53,7 @@ def score(
     ] = None,
     plots: Plots = None,
     as_json: Json = False,
+    force: Force = False,
 ) -> None:
     """Score a list of trials, each recording embedded once, and print error rates."""
     import numpy as np
@@ -58,12 +61,20 @@ def score(
     from speaker import calibration as calibrations
     from speaker import collections, scoring
     from speaker.groups import read_groups
+    from speaker.plda import Plda
     from speaker.score_files import ScoreFile
+    from speaker.store import same_model
     from speaker.trials import audit, read_trials
 
     # All that can be wrong with the options is found before hours of embedding.
+    writable(out, force, [trials, embeddings, enrol, plda, cohort, calibration, by])
+    probability(prior)
     if (root is None) == (embeddings is None):
         raise ScoreError("give either --root, the folder of the recordings, or --embeddings")
+    if embeddings is not None and seconds is not None:
+        raise ScoreError("--seconds cuts recordings, and embeddings are ready; leave one of them out")
+    if cohort is not None and norm == "none":
+        raise ScoreError("--cohort is for --norm s, as and near; leave it out, or say which")
     top = _top(norm, top)
     chosen_backend = _backend(backend, plda)
     map_ = None if calibration is None else calibrations.load(calibration)
@@ -78,13 +89,20 @@ def score(
     ready = None if embeddings is None else collections.read(embeddings)
     of_model, dim = _origin(ready, encoder)
     chosen_backend.prepare(np.ones((1, dim)))  # refuses other dimensions
-    others = None if norm == "none" else collections.cohort(_cohort(cohort, model), encoder, of_model)
+    lengths = isinstance(chosen_backend, Plda)
+    if isinstance(chosen_backend, Plda) and chosen_backend.model and not same_model(chosen_backend.model, of_model):
+        raise ScoreError(f"{plda} was trained on embeddings of {chosen_backend.model}, these are of {of_model}")
+    others = None
+    if norm != "none":
+        others = collections.cohort(_cohort(cohort, model), encoder, of_model, lengths=lengths)
     name = {"none": "", "s": "+s", "as": f"+as{top}", "near": f"+cohort{top}"}[norm]
-    own = cohort is not None and norm == "near"  # how near a voice is depends on to whom
-    system = f"{of_model}:{backend}{name}{f'({_digest(others)})' if own else ''}"
+    # What scores mean depends on the PLDA, and on a cohort of one's own: others cannot be calibrated alike.
+    name += f"({_digest(others)})" if cohort is not None else ""
+    kind = f"plda({_digest(chosen_backend.transform)})" if isinstance(chosen_backend, Plda) else backend
+    system = f"{of_model}:{kind}{name}"
     if map_ is not None:
         map_.check_systems([system])
-    found = _embedded(listed, models, root, ready, encoder, seconds)
+    found = _embedded(listed, models, root, ready, encoder, seconds, lengths)
     scored = scoring.score(listed, found.names, found.vectors, chosen_backend, cohort=others, top=top,
                            normalize=norm != "near")  # fmt: skip
     sides = listed.rows(found.names)
@@ -106,12 +124,15 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="File to write.")],
     quality: Annotated[str, typer.Option(help="Of seconds, magnitude, cohort; separated by commas.")] = "seconds",
     prior: Annotated[float, typer.Option(help="Prior of a target that matters most.")] = 0.5,
+    force: Force = False,
 ) -> None:
     """Learn log-likelihood ratios from scored trials that are not those of the test."""
     import numpy as np
 
     from speaker.calibration import fit
 
+    writable(out, force, scores)
+    probability(prior)
     names = tuple(name for name in quality.split(",") if name)
     files = _scores(scores)
     if len({file.system for file in files}) > 1:
@@ -136,6 +157,7 @@ def fuse(
     prior: Prior = 0.01,
     plots: Plots = None,
     as_json: Json = False,
+    force: Force = False,
 ) -> None:
     """Join systems by logistic regression: --learn on one list, --fusion on others."""
     import numpy as np
@@ -145,6 +167,10 @@ def fuse(
 
     if (learn is None) == (fusion is None):
         raise ScoreError("give either --learn FILE, to learn from these trials, or --fusion FILE, what was learned")
+    writable(out, force, [*scores, fusion, learn])
+    probability(prior)
+    if learn is not None:
+        writable(learn, force, scores)
     files = _scores(scores)
     if len(files) < 2:
         raise ScoreError("fusion joins two systems or more; `speaker calibrate` is for one")
@@ -171,19 +197,35 @@ def plda(
     out: Annotated[Path, typer.Option(help="File to write, .npz.")],
     dim: Annotated[int | None, typer.Option(help="Dimensions that LDA keeps.", show_default="all")] = None,
     adapt_to: Annotated[Path | None, typer.Option("--adapt", help="Embeddings of the new domain, unlabelled.")] = None,
+    utt2spk: Annotated[
+        Path | None, typer.Option(help="`recording speaker` a line.", show_default="the folders of the recordings")
+    ] = None,
+    force: Force = False,
 ) -> None:
-    """Train the PLDA back end; speakers are the folders in the recordings' names."""
+    """Train the PLDA back end; speakers are the folders in the recordings' names, or what --utt2spk says."""
+    from dataclasses import replace
+
     import numpy as np
 
     from speaker import collections
     from speaker import plda as backend
+    from speaker.store import same_model
 
+    writable(out, force, [embeddings, adapt_to, utt2spk])
     found = collections.read(embeddings)
-    speakers = np.unique([collections.speaker_of(name) for name in found.names], return_inverse=True)[1]
+    other = None if adapt_to is None else collections.read(adapt_to)
+    if other is not None and not same_model(other.model, found.model):
+        raise ScoreError(f"{adapt_to} is of {other.model}, {embeddings} is of {found.model}")
+    owners = {} if utt2spk is None else collections.read_utt2spk(utt2spk)
+    unknown = [name for name in found.names if owners and name not in owners]
+    if unknown:
+        raise ScoreError(f"{utt2spk} does not say who speaks in {len(unknown)} recordings, the first is {unknown[0]}")
+    named = [owners.get(name) or collections.speaker_of(name) for name in found.names]
+    speakers = np.unique(named, return_inverse=True)[1]
     trained = backend.train(found.vectors, speakers, dim)
-    if adapt_to is not None:
-        trained = backend.adapt(trained, collections.read(adapt_to).vectors)
-    trained.save(out)
+    if other is not None:
+        trained = backend.adapt(trained, other.vectors)
+    replace(trained, model="" if found.model == "unknown" else found.model).save(out)
     print(f"{out}: {len(found.names)} embeddings of {speakers.max() + 1} speakers, {len(trained.psi)} dimensions")
 
 
@@ -265,7 +307,7 @@ def _origin(ready: Collection | None, encoder: SpeakerEncoder | None) -> tuple[s
 
 def _embedded(
     trials: Trials, models: dict[str, list[str]], root: Path | None, ready: Collection | None,
-    encoder: SpeakerEncoder | None, seconds: float | None,
+    encoder: SpeakerEncoder | None, seconds: float | None, lengths: bool,
 ) -> Collection:  # fmt: skip
     from rich.console import Console
     from rich.progress import Progress
@@ -284,7 +326,7 @@ def _embedded(
             found = collections.of_recordings(
                 encoder, root, names, seconds, lambda done: bar.update(task, completed=done)
             )
-    return collections.enrolled(found, models) if models else found
+    return collections.enrolled(found, models, lengths=lengths) if models else found
 
 
 def _scores(paths: list[Path]) -> list[Any]:
@@ -304,17 +346,19 @@ def _show(
     import numpy as np
 
     from speaker import plots as pictures
-    from speaker.collections import speaker_of
     from speaker.report import as_text, report
 
     labels = np.array(file.trials.labels)
-    who = ([speaker_of(name) for name in file.trials.enrol], [speaker_of(name) for name in file.trials.test])
+    who = file.trials.speakers()
     ratios = bool(file.facts.get("calibrated"))
     result = report(file.scores, labels, who, prior=prior, are_ratios=ratios, seconds=file.quality.get("seconds"),
                     groups=groups)  # fmt: skip
-    print(json.dumps({**file.facts, **result}) if as_json else as_text(result))
+    print(json.dumps(finite({**file.facts, **result})) if as_json else as_text(result))
     if plots is not None:
-        vectors, names = (None, None) if found is None else (found.vectors, [speaker_of(n) for n in found.names])
+        owner = dict(zip([*file.trials.enrol, *file.trials.test], [*who[0], *who[1]], strict=True))
+        known = [] if found is None else [row for row, name in enumerate(found.names) if name in owner]
+        vectors = found.vectors[known] if found is not None else None
+        names = [owner[found.names[row]] for row in known] if found is not None else None
         for path in pictures.save_all(plots, file.scores, labels, who, are_ratios=ratios, vectors=vectors,
                                       speakers=names):  # fmt: skip
             print(path, file=sys.stderr)

@@ -102,9 +102,11 @@ def list_speakers(store: StorePath = None, as_json: Json = False) -> None:
 @manage.command()
 def show(name: str, store: StorePath = None, as_json: Json = False) -> None:
     """The prints of a speaker."""
+    from speaker.store import checked_name
+
     with _open(store) as opened:
         prints = opened.prints(name)
-        person = next(each for each in opened.speakers() if each.name == name)
+        person = next(each for each in opened.speakers() if each.name == checked_name(name))
     facts = [{"id": p.id, "source": p.source, "model": p.model, "migrated_from": p.migrated_from, "created": p.created,
               "quality": p.quality} for p in prints]  # fmt: skip
     if as_json:
@@ -160,12 +162,13 @@ def export_store(
 
 
 @manage.command("import")
-def import_store(file: Annotated[Path, typer.Argument(metavar="FILE.npz")], store: StorePath = None) -> None:
+def import_store(file: Annotated[Path, typer.Argument(metavar="FILE.npz|.parquet")], store: StorePath = None) -> None:
     """Add what `store export` or `embed` wrote (there the speaker is the folder of a recording)."""
-    from speaker.transfer import import_prints
+    from speaker.transfer import import_prints, read_prints
 
+    prints = read_prints(file)  # before a store is created for it
     with _open(store, create=True) as opened:
-        print(f"{opened.path}: {import_prints(opened, file)} prints added")
+        print(f"{opened.path}: {import_prints(opened, prints)} prints added")
 
 
 @manage.command()
@@ -230,11 +233,18 @@ def rescue(
     from speaker.rescue import rescue as recover
     from speaker.store import default_key
 
-    if out.exists():
-        if not force:
-            raise StoreError(f"{out} exists; --force overwrites it")
-        out.unlink()
-    print(recover(broken, out, default_key()))
+    if out.resolve() == broken.resolve():
+        raise StoreError(f"{out} is the damaged store itself; give --out another name")
+    if out.exists() and not force:
+        raise StoreError(f"{out} exists; --force overwrites it")
+    beside = out.with_name(f".{out.name}.rescued")
+    beside.unlink(missing_ok=True)
+    try:
+        said = recover(broken, beside, default_key())
+        beside.replace(out)  # only now: a store that is there stays until there is another
+    finally:
+        beside.unlink(missing_ok=True)
+    print(said.replace(str(beside), str(out), 1))
 
 
 def _check_quality(encoder: SpeakerEncoder, path: Path, forced: bool) -> dict[str, Any]:

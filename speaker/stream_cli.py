@@ -163,9 +163,11 @@ class Matcher:
             return Line(found.seconds, speech, None, None, "undecided")
         ratios = self._ratios(vector, speech)
         decisions = [test.update(float(llr)) for test, llr in zip(self.tests, ratios, strict=True)]
-        best = decisions.index("same") if "same" in decisions else int(ratios.argmax())
+        # Several may be accepted in one hop: the one that fits best is meant.
+        accepted = [row for row, decision in enumerate(decisions) if decision == "same"]
+        best = max(accepted or range(len(ratios)), key=lambda row: float(ratios[row]))
         nobody = all(decision == "different" for decision in decisions)
-        decision = "same" if "same" in decisions else "different" if nobody else "undecided"
+        decision = "same" if accepted else "different" if nobody else "undecided"
         return Line(found.seconds, speech, self.prints.names[best], round(float(ratios[best]), 4), decision)
 
     def _ratios(self, vector: NDArray[np.float32], speech: float) -> NDArray[np.float64]:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
-from engine.errors import StoreError
+from engine.errors import ScoreError, StoreError
 from engine.files import replacing
+from speaker import embedding_files
 from speaker.store import Store
 
-__all__ = ["export_prints", "import_prints"]
+__all__ = ["Prints", "export_prints", "import_prints", "read_prints"]
+
+
+class Prints(NamedTuple):
+    """What a file brings: prints (n, D) of `speakers` (n,), facts of each, and metadata of each speaker."""
+
+    speakers: list[str]
+    vectors: Any
+    model: str
+    facts: list[dict[str, Any]]
+    people: dict[str, Any]
 
 
 def export_prints(store: Store, out: Path) -> int:
@@ -32,9 +44,9 @@ def export_prints(store: Store, out: Path) -> int:
     return len(prints)
 
 
-def import_prints(store: Store, path: Path) -> int:
+def import_prints(store: Store, source: Path | Prints) -> int:
     """Add the prints of an export, or of `speaker embed` (speaker: the folder of a recording), all or none."""
-    speakers, vectors, model, facts, people = _read(path)
+    speakers, vectors, model, facts, people = source if isinstance(source, Prints) else read_prints(source)
     with store.database.writing():
         for name, metadata in people.items():
             store.add_speaker(name, metadata)
@@ -45,18 +57,26 @@ def import_prints(store: Store, path: Path) -> int:
     return len(speakers)
 
 
-def _read(path: Path) -> tuple[list[str], Any, str, list[dict[str, Any]], dict[str, Any]]:
+def read_prints(path: Path) -> Prints:
+    """Read an export, or what `speaker embed` wrote; StoreError for anything else."""
     try:
-        with np.load(path, allow_pickle=False) as parts:
+        if path.suffix == ".parquet":
+            file = embedding_files.read(path)
+            return _of_recordings(file.names, file.vectors, file.model, file.seconds.tolist())
+        with path.open("rb") as source, np.load(source, allow_pickle=False) as parts:
             vectors, model = parts["embeddings"], str(parts["model"])
             if "facts" in parts:
                 facts, people = json.loads(str(parts["facts"])), json.loads(str(parts["metadata"]))
-                return parts["speakers"].tolist(), vectors, model, facts, people
+                return Prints(parts["speakers"].tolist(), vectors, model, facts, people)
             names = parts["names"].tolist()
             seconds = parts["seconds"].tolist() if "seconds" in parts else [0.0] * len(names)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, ScoreError) as error:
         raise StoreError(f"{path} holds no prints ({error}); `speaker store export` and `speaker embed` write "
                          "them") from error  # fmt: skip
+    return _of_recordings(names, vectors, model, seconds)
+
+
+def _of_recordings(names: list[str], vectors: Any, model: str, seconds: list[float]) -> Prints:
     facts = [{"source": name, "quality": {"seconds": s}} for name, s in zip(names, seconds, strict=True)]
     speakers = [Path(name).parent.name or Path(name).stem for name in names]
-    return speakers, vectors, model, facts, {name: {} for name in speakers}
+    return Prints(speakers, vectors, model, facts, {name: {} for name in speakers})

@@ -9,9 +9,9 @@ NIST's list without `targettype` has no labels; its key holds the same trials wi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,45 @@ class Trials:
         if missing:
             raise ScoreError(f"{len(missing)} recordings of the list have no embedding, the first is {missing[0]}")
         return np.array([[at[name] for name in side] for side in (self.enrol, self.test)], dtype=np.intp).T
+
+    def speakers(self) -> tuple[list[str], list[str]]:
+        """Whose the recordings of either side are, as far as a list tells: a name for each trial.
+
+        Of one person are recordings in one folder, and both sides of a target trial: in VoxCeleb's lists a folder is a
+        video. Where a non-target trial has both sides in one folder, folders are no speakers, and target trials alone
+        tell.
+        """
+        names = self.recordings()
+        for owner in ({name: speaker_of(name) for name in names}, {name: name for name in names}):
+            groups = _joined((owner[a], owner[b]) for a, b, same in
+                             zip(self.enrol, self.test, self.labels, strict=True) if same)  # fmt: skip
+            first, second = (
+                [groups.get(owner[name], owner[name]) for name in side] for side in (self.enrol, self.test)
+            )
+            apart = zip(first, second, self.labels, strict=True)
+            if all(same or a != b for a, b, same in apart):
+                break
+        return first, second
+
+
+def speaker_of(name: str) -> str:
+    """The folder that a recording is in; of a bare name, the name."""
+    folder = PurePosixPath(name).parent.as_posix()
+    return name if folder == "." else folder
+
+
+def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Each name -> one of those that the pairs join it with, the same for all of them."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    for first, second in pairs:
+        parent[root(first)] = root(second)
+    return {name: root(name) for name in list(parent)}
 
 
 def read_trials(path: str | Path) -> Trials:

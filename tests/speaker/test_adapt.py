@@ -127,6 +127,11 @@ def test_what_cannot_be_adapted(model, recordings, tmp_path):
     ):
         done = run.invoke(app, [*given, *extra])
         assert done.exit_code != 0 and message in str(done.exception) and not out.exists()
+    # Silence has an embedding too, and is nobody.
+    for number in range(20):
+        soundfile.write(recordings / f"silent{number}.wav", np.zeros(RATE), RATE)
+    done = run.invoke(app, [*given, "--out", str(out)])
+    assert "recordings of 3 people" in str(done.exception) and "silent7.wav: 0.00 s of speech" in done.stderr
     encoder = speaker.load(model)
     other = Collection([f"{i}/a" for i in range(20)], np.ones((20, DIM)), np.ones(20), "other@0123456789ab")
     with pytest.raises(ScoreError, match="the embeddings are of other@"):

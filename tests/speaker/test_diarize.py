@@ -69,6 +69,16 @@ def test_two_voices_are_told_apart_and_named(run, folder, recordings):
     first = audio.probe(recordings[0]).duration
     second = first + 0.5 + audio.probe(recordings[2]).duration
     assert {s.speaker for s in segments if s.end < first + 0.2} == {"allison"}
+    # Somebody enrolled under a name like a number is one person, and so is the other voice.
+    with np.load("e.npz") as parts:
+        np.savez("odd.npz", names=["speaker_2/1"], embeddings=parts["embeddings"][:1], model=parts["model"])
+        np.savez("alien.npz", names=["a/1"], embeddings=parts["embeddings"][:1], model=np.array("x@0123456789ab"))
+    odd = json.loads(run("diarize", "two.wav", "--num-speakers", 2, "--json", "--enrolled", "odd.npz").stdout)
+    assert odd["speakers"] == ["speaker_2", "speaker_3"]
+    with pytest.raises(Exception, match="alien.npz is of x@0123456789ab"):
+        run("diarize", "two.wav", "--enrolled", "alien.npz")
+    with pytest.raises(Exception, match="--threshold is for --cluster ahc"):
+        run("diarize", "two.wav", "--num-speakers", 2, "--threshold", "0")
     assert {s.speaker for s in segments if first + 0.2 < s.start and s.end < second + 0.2} == {"carlo"}
     assert (folder / "two.png").stat().st_size > 5_000
     with pytest.raises(SpeechError, match="--force"):

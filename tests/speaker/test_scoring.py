@@ -8,7 +8,8 @@ import safetensors.numpy
 
 from engine.errors import ScoreError
 from speaker import plda, scoring
-from speaker.collections import read_spk2utt
+from speaker.collections import Collection, cohort, enrolled, read_spk2utt, read_utt2spk
+from speaker.metrics import eer, split
 from speaker.trials import Trials, audit, read_trials
 
 
@@ -196,3 +197,55 @@ def test_audit_knows_what_the_model_was_trained_on():
     trials = Trials(["x/vctk/p1/a.wav"], ["x/vctk/p2/b.wav"], [False])
     (sentence,) = audit(trials, ["vctk/p2", "other/p1"])
     assert "trained on 1 of the speakers, such as vctk/p2" in sentence
+
+
+def test_who_speaks_in_a_list():
+    """Folders are speakers, videos of speakers, or all recordings together; target trials tell which."""
+    voxceleb = Trials(
+        ["id1/x/1.wav", "id1/x/1.wav", "id2/z/1.wav"],
+        ["id1/y/1.wav", "id2/z/1.wav", "id2/w/1.wav"],
+        [True, False, True],
+    )
+    first, second = voxceleb.speakers()
+    assert first[0] == second[0] == first[1] and first[2] == second[2] == second[1] != first[0]
+    flat = Trials(["w/a1", "w/a1", "w/b1", "w/a2"], ["w/a2", "w/b1", "w/b2", "w/c1"], [True, False, True, False])
+    first, second = flat.speakers()
+    assert first[0] == second[0] == first[3] and first[2] == second[2] == second[1]
+    assert len({*first, *second}) == 3
+    assert Trials(["s0/a", "s0/a"], ["s0/b", "s1/a"], [True, False]).speakers() == (["s0", "s0"], ["s0", "s1"])
+
+
+def test_plda_takes_models_and_a_cohort_of_the_lengths_it_was_trained_on(tmp_path):
+    """Long embeddings around a mean that is not 0, as converted encoders have: directions alone would be misplaced."""
+    rng = np.random.default_rng(0)
+    voices, mean = rng.normal(size=(60, 12)), 4 * rng.normal(size=12)
+
+    def takes(count):
+        return np.repeat(voices, count, axis=0) * 5 + 3 * rng.normal(size=(60 * count, 12)) + mean
+
+    model = plda.train(takes(4), np.repeat(np.arange(60), 4))
+    names = [f"{person}/{take}" for person in range(60) for take in range(4)]
+    collection = Collection(names, takes(4), np.ones(240), "x@1")
+    spk2utt = {f"m{person}": [f"{person}/{take}" for take in range(3)] for person in range(60)}
+    pairs = [(f"m{a}", f"{b}/3", a == b) for a in range(60) for b in range(60)]
+    trials = Trials(*(list(column) for column in zip(*pairs, strict=True)))
+    joined = enrolled(collection, spk2utt, lengths=True)
+    several = scoring.score(trials, joined.names, joined.vectors, model).values
+    single = Trials([f"{a[1:]}/0" for a, _, _ in pairs], trials.test, trials.labels)
+    alone = scoring.score(single, names, collection.vectors, model).values
+    several, alone = (eer(*split(values, trials.labels))[0] for values in (several, alone))
+    assert several <= alone < 0.2
+    np.savez(tmp_path / "c.npz", names=names, embeddings=collection.vectors, model="x@1")
+    means = cohort(tmp_path / "c.npz", None, "x@1", lengths=True)
+    np.testing.assert_allclose(means.mean(0), collection.vectors.mean(0), rtol=1e-5)
+    np.savez(tmp_path / "d.npz", names=names, embeddings=scoring.unit(collection.vectors), model="x@1")
+    with pytest.raises(ScoreError, match="holds directions, and a PLDA needs the lengths"):
+        cohort(tmp_path / "d.npz", None, "x@1", lengths=True)
+
+
+def test_utt2spk_says_who_speaks(tmp_path):
+    (tmp_path / "u").write_text("a.wav ann\n\nb.wav bob\n")
+    assert read_utt2spk(tmp_path / "u") == {"a.wav": "ann", "b.wav": "bob"}
+    (tmp_path / "u").write_text("a.wav ann\na.wav bob\n")
+    with pytest.raises(ScoreError, match="line 2: expected a recording, once"):
+        read_utt2spk(tmp_path / "u")

@@ -123,6 +123,57 @@ def test_normalized_with_a_cohort_and_by_plda_from_ready_embeddings(run, folder)
         run("fuse", "p.txt", "as.txt", "--fusion", "f.json", "--out", "f3.txt")
 
 
+def test_what_is_there_is_not_overwritten(run, folder):
+    given = ["--trials", "trials.txt", "--root", "in", "--model", "./mine"]
+    run("score", *given, "--out", "kept.txt")
+    run("embed", "in", "--model", "./mine", "--out", "kept.npz")
+    trials, kept = (folder / "trials.txt").read_bytes(), (folder / "kept.npz").read_bytes()
+    for arguments, message in (
+        (["score", *given, "--out", "trials.txt", "--force"], "trials.txt is read by this command too"),
+        (["score", *given, "--out", "kept.txt"], "kept.txt exists; --force overwrites it"),
+        (["score", *given, "--out", "nowhere/x.txt"], "no such folder to write x.txt to"),
+        (["score", *given, "--out", "x.txt", "--prior", "0"], "--prior 0: it lies between 0 and 1"),
+        (["score", *given, "--out", "x.txt", "--cohort", "kept.npz"], "--cohort is for --norm s, as and near"),
+        (["score", "--trials", "trials.txt", "--embeddings", "kept.npz", "--out", "x.txt", "--seconds", "1"],
+         "--seconds cuts recordings"),
+        (["plda", "kept.npz", "--out", "kept.npz", "--force"], "read by this command too"),
+        (["calibrate", "kept.txt", "--out", "kept.txt", "--force"], "read by this command too"),
+        (["fuse", "kept.txt", "kept.txt", "--learn", "f.json", "--out", "kept.txt", "--force"], "read by this command"),
+    ):  # fmt: skip
+        with pytest.raises(Exception, match=message):
+            run(*arguments)
+    assert (folder / "trials.txt").read_bytes() == trials and (folder / "kept.npz").read_bytes() == kept
+    # Nothing that can be embedded: what was there stays.
+    (folder / "broken.wav").write_text("hello")
+    with pytest.raises(Exception, match="none of 1 recordings can be embedded"):
+        run("embed", "broken.wav", "--model", "./mine", "--out", "kept.npz", "--force")
+    assert (folder / "kept.npz").read_bytes() == kept
+
+
+def test_a_plda_is_of_one_encoder_and_one_calibration_of_one_plda(run, folder):
+    run("embed", "in", "--model", "./mine", "--out", "a.npz", "--force")
+    names = np.load(folder / "a.npz")["names"].tolist()
+    (folder / "utt2spk").write_text("".join(f"{name} {name.split('/')[-2]}\n" for name in names))
+    for dim in (4, 6):
+        run("plda", "a.npz", "--dim", dim, "--out", f"p{dim}.npz", "--utt2spk", "utt2spk")
+    (folder / "l.txt").write_text((folder / "trials.txt").read_text().replace(" s", " in/s"))
+    given = ["--trials", "l.txt", "--backend", "plda", "--plda"]
+    run("score", *given, "p4.npz", "--embeddings", "a.npz", "--out", "p4.txt")
+    run("calibrate", "p4.txt", "--out", "p4.json")
+    run("score", *given, "p4.npz", "--embeddings", "a.npz", "--out", "p4.llr", "--calibration", "p4.json")
+    with pytest.raises(Exception, match="the calibration was made for"):
+        run("score", *given, "p6.npz", "--embeddings", "a.npz", "--out", "p6.llr", "--calibration", "p4.json")
+    with np.load(folder / "a.npz") as parts:
+        np.savez(folder / "b.npz", **{**parts, "model": np.array("mine@0123456789ab")})
+    with pytest.raises(Exception, match="p4.npz was trained on embeddings of mine@"):
+        run("score", *given, "p4.npz", "--embeddings", "b.npz", "--out", "b.txt")
+    with pytest.raises(Exception, match="is of mine@0123456789ab"):
+        run("plda", "a.npz", "--out", "c.npz", "--adapt", "b.npz")
+    (folder / "utt2spk").write_text("x y\n")
+    with pytest.raises(Exception, match="does not say who speaks in"):
+        run("plda", "a.npz", "--out", "c.npz", "--utt2spk", "utt2spk")
+
+
 def test_enrolment_from_several_recordings(run, folder):
     (folder / "spk2utt").write_text("alice s0/0.wav s0/1.wav\nbob s1/0.wav\n")
     (folder / "few.txt").write_text("alice s0/2.wav target\nalice s1/2.wav nontarget\nbob s1/2.wav target\n")
@@ -138,7 +189,8 @@ def test_enrolment_from_several_recordings(run, folder):
 
 
 def test_pictures(run, folder):
-    run("score", "--trials", "trials.txt", "--root", "in", "--model", "./mine", "--out", "raw.txt", "--plots", "pics")
+    run("score", "--trials", "trials.txt", "--root", "in", "--model", "./mine", "--out", "raw.txt", "--force",
+        "--plots", "pics")  # fmt: skip
     assert {p.name for p in (folder / "pics").iterdir()} == {"det.png", "scores.png", "map.png"}
     assert all(p.stat().st_size > 5_000 for p in (folder / "pics").iterdir())
 

@@ -56,6 +56,21 @@ def test_enroll_identify_and_look_after(run, recordings, tmp_path):
         run("store", "export", tmp_path / "out.npz")
     assert "2 prints added" in run("store", "import", tmp_path / "out.npz", "--store", tmp_path / "copy.db")
     assert "2 prints of 1 speakers" in run("store", "rescue", tmp_path / "copy.db", "--out", tmp_path / "whole.db")
+    assert json.loads(run("store", "show", " Ally ", "--json"))["prints"]  # as names are stored
+    # A store is replaced by a better one, or not at all.
+    kept = (tmp_path / "whole.db").read_bytes()
+    with pytest.raises(StoreError, match="is the damaged store itself"):
+        run("store", "rescue", tmp_path / "whole.db", "--out", tmp_path / "whole.db", "--force")
+    (tmp_path / "junk.db").write_bytes(b"junk")
+    with pytest.raises(StoreError, match="no print could be read"):
+        run("store", "rescue", tmp_path / "junk.db", "--out", tmp_path / "whole.db", "--force")
+    assert (tmp_path / "whole.db").read_bytes() == kept
+    run("store", "rescue", tmp_path / "copy.db", "--out", tmp_path / "whole.db", "--force")
+    # What is no export leaves no empty store behind.
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(StoreError, match="holds no prints"):
+        run("store", "import", tmp_path / "cut.npz", "--store", tmp_path / "none.db")
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_bad_recordings_are_refused_with_the_reason(run, recordings, tmp_path):

@@ -11,9 +11,13 @@ import soundfile
 
 from engine import audio
 from speaker import stream_cli
+from speaker.calibration import Calibration
+from speaker.collections import Collection
+from speaker.evidence import Evidence
 from speaker.model import load
 from speaker.recordings import list_recordings
 from speaker.resumable import embed_resumably
+from speaker.stream import LiveEmbeddings
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,19 @@ def test_tells_who_speaks(prints, recordings):
     assert [row["seconds"] for row in rows] == [0.5 * (i + 1) for i in range(len(rows))]
     assert all(row["decision"] == "undecided" for row in rows[:-1])
     assert rows[-1]["seconds"] < len(pcm(allison)) / 32_000, "it decides before the end"
+
+
+def test_of_several_that_are_accepted_the_best_is_named():
+    rng = np.random.default_rng(0)
+    voice = rng.normal(size=8)
+    vectors = np.stack([voice + 0.5 * rng.normal(size=8), rng.normal(size=8), voice + 0.1 * rng.normal(size=8)])
+    made = Calibration(["x@1:cosine"], ["seconds"], [60.0, 0.0, 0.0, 0.0], -20.0, 0.1, 10, 5, 0.0)
+    names = ["Alice", "Carl", "Bob"]
+    matcher = stream_cli.Matcher(Collection(names, vectors, np.full(3, 3.0), "x@1"), Evidence(made), 0.01, 0.01)
+    found = LiveEmbeddings(2.0, np.array([2.0]), [voice.astype(np.float32)])
+    line = matcher.update(found)
+    assert [test.update(0.0) for test in matcher.tests].count("same") == 2
+    assert (line.speaker, line.decision) == ("Bob", "same")
 
 
 def test_wav_input_and_text(prints, recordings):
