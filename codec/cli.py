@@ -28,6 +28,7 @@ from codec.paths import (
     write_bytes,
 )
 from codec.stream_cli import app as stream_app
+from engine.console import set_up
 from engine.errors import ConfigError, SpeechError
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def import_esc(
 def main() -> None:
     """Run the command line; errors that a user can act on become one line and exit status 2."""
     logging.basicConfig(format="codec: warning: %(message)s", level=logging.WARNING)
+    set_up()
     try:
         try:
             app(prog_name="codec")

@@ -42,7 +42,7 @@ class EscEncodeStage:
     def __init__(self, model: Esc, levels: int | None = None) -> None:
         self.model, self.levels = model, model.check_levels(levels)
         self._tiles = _Tiles(model, model._encoder_halo(self.levels))
-        self._wav = torch.zeros(1, 0)
+        self._wav = model.stft_window.new_zeros(1, 0)  # on the model's device
         self._origin = 0  # code frame at which the samples that are kept begin
         self._reach = -(-model.config.n_fft // model.config.samples_per_frame)  # code frames of samples around a tile
 

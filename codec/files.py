@@ -161,8 +161,8 @@ def decode_file(
     rate = loaded.config.sample_rate
     if lost:
         wav: Iterable[Tensor] = decode_channels(loaded, header, codes, lost).split(10 * rate, dim=1)
-    else:
-        wav = _decoded(loaded, header, bitstream.pieces(data), progress)
+    else:  # of what was recovered whole, the codes that were found: around them may be bytes that are not the file's
+        wav = _decoded(loaded, header, [codes] if recover else bitstream.pieces(data), progress)
     audio.save(target, _at_rate(wav, rate, header), header.sample_rate)
     return _report(source, target, header, loaded, len(data), start, lost)
 

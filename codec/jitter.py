@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
-from codec.packets import Codes, Packet, sequence_distance
+from codec.packets import SEQUENCE_MODULUS, Codes, Packet, sequence_distance
 from engine.errors import ConfigError
 
 # A longer jump, or a packet that comes later than that, is a new start, not a loss: a sender that was restarted.
 MAX_GAP = 250
+LATE_RUN = 25  # packets in a row that cannot all be late
 
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """The frames of one packet as they are to be played: codes (L, G, k), or None, then `silence` or a loss."""
+    """Frames of one packet, all or some, as they are to be played: codes (L, G, k), or None: `silence` or a loss."""
 
     frames: int
     codes: Codes | None
@@ -46,13 +48,25 @@ class JitterBuffer:
         self._held: dict[int, Packet] = {}  # by slots after the next one to play
         self._next = first
         self._silence: bytes | None = None
+        self._late = 0  # packets in a row, each the next of the one before, that seemed too late
+        self._latest = -1
+
+    @property
+    def silence(self) -> bytes | None:
+        """What the last packet said of the silence that it began; None while there is sound."""
+        return self._silence
 
     def push(self, packet: Packet) -> list[Slot]:
         """Take a packet, return the slots that can be played now."""
         if self._next is None:
             self._next = packet.sequence
         ahead = sequence_distance(packet.sequence, self._next)
-        if abs(ahead) > MAX_GAP:
+        follows = packet.sequence == (self._latest + 1) % SEQUENCE_MODULUS
+        self._late = (self._late * follows + 1) if ahead < 0 else 0
+        self._latest = packet.sequence
+        # After a long outage the numbers, which begin again every 1,024, may look like old ones.
+        if abs(ahead) > MAX_GAP or self._late >= LATE_RUN:
+            self._late = 0
             slots = self.flush()
             self._next, ahead = packet.sequence, 0
         elif ahead < 0 or ahead in self._held:
@@ -62,23 +76,23 @@ class JitterBuffer:
             slots = []
         self._held[ahead] = packet
         while self._held and (0 in self._held or len(self._held) > self.depth):
-            slots.append(self._play())
+            slots += self._play()
         return slots
 
     def flush(self) -> list[Slot]:
         """No more packets come: return what is held, with the gaps in between."""
         slots = []
         while self._held:
-            slots.append(self._play())
+            slots += self._play()
         return slots
 
-    def _play(self) -> Slot:
+    def _play(self) -> list[Slot]:
         packet = self._held.get(0)
-        slot = self._recovered() if packet is None else self._slot(packet)
+        slots = self._recovered() if packet is None else [self._slot(packet)]
         assert self._next is not None
         self._held = {ahead - 1: later for ahead, later in self._held.items() if ahead}
         self._next += 1
-        return slot
+        return slots
 
     def _slot(self, packet: Packet) -> Slot:
         self._silence = packet.silence if packet.is_silence else None
@@ -86,14 +100,17 @@ class JitterBuffer:
         codes = None if packet.codes is None else packet.codes[..., : self.frames]
         return Slot(self.frames if codes is None else codes.shape[-1], codes, self._silence)
 
-    def _recovered(self) -> Slot:
-        """The missing slot from the redundancy of later packets: as much of its end as they tell."""
+    def _recovered(self) -> list[Slot]:
+        """The missing packet from the redundancy of later ones: what they tell of it is known, the rest lost."""
         known: dict[int, Codes] = {}
         for ahead, packet in self._held.items():
             first = ahead * self.frames - len(packet.redundant)  # in frames after the beginning of the missing slot
             known |= {first + i: codes for i, codes in enumerate(packet.redundant) if 0 <= first + i < self.frames}
         if self._silence is not None and not known:
-            return Slot(self.frames, None, self._silence)
-        if len(known) < self.frames:  # a part of a slot would need a frame rate of its own; a whole one is the rule
-            return Slot(self.frames, None)
-        return Slot(self.frames, np.stack([known[i] for i in range(self.frames)], axis=-1)[None])
+            return [Slot(self.frames, None, self._silence)]
+        slots = []
+        for told, run in itertools.groupby(range(self.frames), known.__contains__):
+            frames = list(run)
+            codes = np.stack([known[i] for i in frames], axis=-1)[None] if told else None
+            slots.append(Slot(len(frames), codes))
+        return slots

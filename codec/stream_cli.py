@@ -94,7 +94,7 @@ def decode(
     backend: Backend = "auto",
 ) -> None:
     """Packets on stdin -> raw 16 bit PCM, mono, on stdout; lost packets are concealed."""
-    from codec.jitter import JitterBuffer
+    from codec.jitter import MAX_GAP, JitterBuffer, Slot
     from codec.packet_stream import PacketReader
     from codec.receive import ReceiveStage
     from engine import audio
@@ -111,7 +111,7 @@ def decode(
     buffer = JitterBuffer(reader.header.frames_per_packet, jitter, first=0)
     limit = Limit()
     pipeline = Pipeline(ReceiveStage(live), Resample(live.config.sample_rate, out_rate), limit)
-    num_bad = 0
+    num_bad = num_frames = 0
 
     def play(pieces: Iterable[Any]) -> None:
         if reader.num_samples is not None:
@@ -122,19 +122,41 @@ def decode(
 
     for data in _until_interrupted(reader):
         try:
-            slots = buffer.push(form.unpack(data))
+            packet = form.unpack(data)
+            _check_packet(live.config, packet)
         except BitstreamError as error:
             num_bad += 1
             if num_bad == 1:
                 log.warning("a packet is dropped: %s", error)
             continue
+        slots = buffer.push(packet)
+        num_frames += sum(slot.frames for slot in slots)
         play(wav for slot in slots for wav in pipeline.push(slot))
-    play(wav for slot in buffer.flush() for wav in pipeline.push(slot))
+    slots = buffer.flush()
+    num_frames += sum(slot.frames for slot in slots)
+    if reader.num_samples is not None:  # the last packets may be lost, or were silence that is not sent
+        config = live.config
+        whole = -(-reader.num_samples * config.sample_rate // reader.header.sample_rate) + live.istft.delay
+        missing = min(-(-whole // config.samples_per_frame) - num_frames, MAX_GAP * reader.header.frames_per_packet)
+        slots += [Slot(1, None, buffer.silence)] * missing
+    play(wav for slot in slots for wav in pipeline.push(slot))
     play(pipeline.flush())
     if num_bad or buffer.num_dropped:
         log.warning("dropped: %d damaged packets, %d that came twice or too late", num_bad, buffer.num_dropped)
     if reader.cut_off:
         log.warning("the stream was cut off before its end")
+
+
+def _check_packet(config: Any, packet: Any) -> None:
+    """BitstreamError for a packet of another model: more levels, or codes that this one has not."""
+    from engine.errors import BitstreamError
+
+    if packet.codes is None:
+        return
+    most = max(int(codes.max()) for codes in (packet.codes, packet.redundant) if codes.size)
+    if len(packet.codes) > config.levels or most >= config.codebook_size:
+        raise BitstreamError(f"{len(packet.codes)} levels and codes up to {most}; the model has {config.levels} levels "
+                             f"and codes up to {config.codebook_size - 1}")  # fmt: skip
 
 
 @app.command()

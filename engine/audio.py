@@ -233,7 +233,7 @@ def from_pcm16(pcm: Tensor) -> Tensor:
 @contextlib.contextmanager
 def _open(source: Source) -> Iterator[tuple[soundfile.SoundFile, str]]:
     """Open for reading, with a name for messages; every failure an AudioError that says what to do."""
-    readable: str | BinaryIO
+    readable: str | bytes | BinaryIO
     if isinstance(source, str | os.PathLike):
         name = "standard input" if source == "-" else os.fspath(source)
         readable = io.BytesIO(sys.stdin.buffer.read()) if source == "-" else _readable(Path(source))
@@ -254,7 +254,7 @@ def _open(source: Source) -> Iterator[tuple[soundfile.SoundFile, str]]:
         yield file, name
 
 
-def _readable(path: Path) -> str:
+def _readable(path: Path) -> str | bytes:
     """Check a path with the operating system's own reasons, which libsndfile drops."""
     if path.is_dir():
         raise AudioError(f"{path} is a directory; give a sound file inside it")
@@ -266,7 +266,12 @@ def _readable(path: Path) -> str:
         raise AudioError(f"{path}: no such file") from error
     except OSError as error:
         raise AudioError(f"{path} cannot be read: {error.strerror}") from error
-    return os.fspath(path)
+    return _named(path)
+
+
+def _named(path: Path) -> str | bytes:
+    """A path for libsndfile: as bytes where names are bytes, for not all of them are text."""
+    return os.fsencode(path) if os.name == "posix" else os.fspath(path)
 
 
 def _read(file: soundfile.SoundFile, name: str, sample_rate: int | None, mono: bool) -> Iterator[Tensor]:
@@ -328,7 +333,14 @@ def _write(
     num_samples = num_clipped = 0
     try:
         with soundfile.SoundFile(
-            file, "w", rate, len(first), encoding, None, container, compression_level=compression
+            _named(file) if isinstance(file, Path) else file,
+            "w",
+            rate,
+            len(first),
+            encoding,
+            None,
+            container,
+            compression_level=compression,
         ) as out:
             for wav in itertools.chain([first], map(torch.atleast_2d, pieces), [None]):
                 at_rate = resampler.flush() if wav is None else resampler.push(_checked(wav, len(first), name))

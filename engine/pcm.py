@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 UNKNOWN_SIZE = 0x7FFF0000  # sizes from here on, and 0, are what writers into pipes put for "until it ends"
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 MAX_FMT = 1 << 16
+CONTAINERS = (b"fLaC", b"OggS", b"RF64", b"RIFX", b"FORM")  # first bytes of files that are neither wav nor raw samples
 
 
 class Readable(Protocol):
@@ -70,6 +71,9 @@ def open_stream(source: Readable, raw: PcmFormat) -> tuple[PcmFormat, Iterator[T
     """
     reader = _Reader(source)
     start = reader.exactly(4)
+    if start in CONTAINERS or start[:3] == b"ID3":
+        raise AudioError(f"this is no raw sound but a file that begins with {start!r}; wav and raw samples can be read "
+                         "from a stream, others after `ffmpeg -i INPUT -f wav -`")  # fmt: skip
     if start != b"RIFF":
         return raw, _chunks(reader.rest(start), raw)
     form, size = _wav_header(reader)

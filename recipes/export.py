@@ -19,6 +19,8 @@ from torch import Tensor
 
 import speaker.model
 from codec.io import make
+from codec.live import EscLive
+from codec.model import Codec
 from engine import checkpoint
 from engine.checkpoint import EXTRAS
 from engine.errors import CheckpointError, SpeechError
@@ -31,13 +33,13 @@ from speaker.model import SpeakerEncoder
 
 CODEC_CARD = """# {name}
 
-Live speech codec (`esc_live`, {parameters:.2f} M parameters): 16 kHz speech to 1.5 ... 9 kbit/s in six levels, causal,
-30 ms algorithmic delay. Weights: MIT.
+{what} (`{kind}`, {parameters:.2f} M parameters): {rate_khz:g} kHz speech to {lowest:g} ... {highest:g} kbit/s
+in {levels} levels, {delay}. Weights: MIT.
 
 ## Training
 - Recipe `{recipe}`, {steps} steps of {batch} crops of {crop:.2f} s: {hours:.1f} hours of audio seen, drawn from
   {data_hours:.2f} hours of recordings (averaged weights, decay {ema}).
-- Learning rate {rate:g} with linear decay over the last {decay} steps; reconstruction losses only, no adversary.
+- Learning rate {rate:g} with linear decay over the last {decay} steps; {losses}.
 {note}- Validation speakers are disjoint from the training speakers.
 
 ## Data
@@ -164,8 +166,29 @@ def _export_codec(
         decay=recipe.decay_steps,
         note=note,
         data=facts["table"],
+        **_codec_facts(recipe, model),
     )
     return checkpoint.save(out, model, kind=model.kind, config=model.config, card=card)
+
+
+def _codec_facts(recipe: CodecRecipe, model: Codec) -> dict[str, Any]:
+    """What the card says of the model and of its losses."""
+    config = model.config
+    adversary = isinstance(recipe, AdversarialRecipe)
+    what, delay = "Speech codec", "for recordings: every frame sees some of what follows"
+    if isinstance(model, EscLive):
+        samples = config.samples_per_frame + model.istft.delay
+        what, delay = "Live speech codec", f"causal, {1000 * samples / config.sample_rate:.0f} ms algorithmic delay"
+    return {
+        "what": what,
+        "kind": model.kind,
+        "rate_khz": config.sample_rate / 1000,
+        "lowest": config.bitrate(1) / 1000,
+        "highest": config.bitrate(config.levels) / 1000,
+        "levels": config.levels,
+        "delay": delay,
+        "losses": "reconstruction losses and adversaries" if adversary else "reconstruction losses only, no adversary",
+    }
 
 
 def _export_speaker(

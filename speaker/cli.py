@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from engine.console import set_up
 from engine.errors import SpeechError
 from speaker.diarize_cli import diarize
 from speaker.scoring_cli import calibrate, fuse, plda, score
@@ -233,6 +234,7 @@ app.add_typer(manage, name="store")
 def main() -> None:
     """Run the command line; errors that a user can act on become one line and exit status 2."""
     logging.basicConfig(format="speaker: warning: %(message)s", level=logging.WARNING)
+    set_up()
     try:
         app(prog_name="speaker")
     except (SpeechError, OSError) as error:

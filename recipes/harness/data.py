@@ -231,7 +231,7 @@ class SpeechCrops(Dataset[Tensor]):
             if rms(crop) > 1e-3:
                 break
         else:
-            return torch.from_numpy(crop)
+            return torch.from_numpy(crop[: self.num_samples])
         level = rng.uniform(*self.levels)  # before what `augment` draws: the same level with and without it
         if self.augment:
             crop = self.augment(crop, rng)

@@ -20,7 +20,9 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim >= 2 and "quantizers" not in name and not name.endswith("attention.bias")
+        is_matrix = (
+            parameter.ndim >= 2 and "quantizers" not in name and not name.endswith(("attention.bias", "position_bias"))
+        )
         (decayed if is_matrix else plain).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import soundfile
@@ -260,6 +261,46 @@ def test_recover_conceals_with_silence_and_says_what_was_lost(codec, speech, tmp
     assert (recovered[first:end] == 0).all()
     assert torch.equal(recovered[: first - 320], whole[: first - 320])
     assert whole[end:].abs().max() > 0 and recovered[end + 320 :].abs().max() > 0
+
+
+def test_recover_ignores_bytes_that_are_not_the_file_s(codec, speech, tmp_path):
+    """Nothing is lost of these files; around what is intact there is more."""
+    codec("encode", "speech.wav", "a.esc")
+    codec("decode", "a.esc", "whole.wav")
+    data = (tmp_path / "a.esc").read_bytes()
+    start = bitstream.read_header(data).offset(0)
+    for name, changed in (("after", data + b"junk\n"), ("inside", data[:start] + b"xx" + data[start:])):
+        (tmp_path / f"{name}.esc").write_bytes(changed)
+        assert codec("decode", f"{name}.esc", f"{name}.wav")[0] == 2
+        assert codec("decode", f"{name}.esc", f"{name}.wav", "--recover")[0] == 0
+        assert (tmp_path / f"{name}.wav").read_bytes() == (tmp_path / "whole.wav").read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of files are bytes on POSIX alone")
+def test_a_name_that_is_no_text_does_not_stop_the_others(codec, speech, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    try:
+        shutil.copy(speech, os.fsencode(folder) + b"/sp\xffch.wav")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    shutil.copy(speech, folder / "a.wav")
+    assert codec("encode", "in", "out")[0] == 0
+    assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == [b"a.esc", b"sp\xffch.esc"]
+
+
+def test_told_to_end_it_leaves_nothing_unfinished(tmp_path, models):
+    audio.save(tmp_path / "long.wav", 0.1 * torch.randn(1, 16000 * 600), 16000)
+    command = ["codec", "encode", "long.wav", "long.esc", "--model", str(models / "tiny")]
+    code = f"from codec.cli import main; import sys; sys.argv = {command}; main()"
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(cli.__file__)), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".long.esc.*.partial")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["long.wav"]
 
 
 def test_a_wrong_model_is_named_together_with_the_right_one(codec, speech, models):

@@ -51,14 +51,16 @@ def test_twice_and_too_late_are_dropped_and_counted():
     assert heard(slots) == [[0, 1], [2, 3], None, [6, 7], [8, 9]] and buffer.num_dropped == 3
 
 
-@pytest.mark.parametrize("redundancy, depth, back", [(2, 0, 1), (4, 0, 1), (4, 1, 2), (1, 0, 0)])
-def test_redundancy_brings_back_the_lowest_level(redundancy, depth, back):
-    """Packets 3 and 4 are lost; the next ones tell the last `redundancy` frames before them."""
+@pytest.mark.parametrize("redundancy, depth, missing", [
+    (2, 0, [None, [8, 9]]), (4, 0, [[6, 7], [8, 9]]), (4, 1, [[6, 7], [8, 9]]), (1, 0, [None, None, [9]]),
+    (3, 0, [None, [7], [8, 9]]),
+])  # fmt: skip
+def test_redundancy_brings_back_the_lowest_level(redundancy, depth, missing):
+    """Packets 3 and 4 are lost; the next ones tell the last `redundancy` frames before them, also half a packet."""
     slots, _ = play([packet(i, redundancy) for i in (0, 1, 2, 5, 6, 7)], depth)
-    recovered = [s for s in slots[3:5] if s.codes is not None]
-    assert len(recovered) == (2 if redundancy == 4 else back)
-    assert all(s.codes.shape == (1, 3, FRAMES) for s in recovered)
-    assert heard(slots)[5] == [10, 11] and heard(slots)[4] == (None if redundancy == 1 else [8, 9])
+    assert heard(slots) == [[0, 1], [2, 3], [4, 5], *missing, [10, 11], [12, 13], [14, 15]]
+    assert sum(slot.frames for slot in slots) == 16
+    assert all(slot.codes.shape == (1, 3, slot.frames) for slot in slots[3:-3] if slot.codes is not None)
 
 
 def test_silence_goes_on_until_somebody_speaks():
@@ -76,6 +78,17 @@ def test_the_beginning_is_known_and_may_be_lost_or_late(order, depth):
         slots = [slot for i in order for slot in buffer.push(packet(i))] + buffer.flush()
         assert heard(slots) == [[2 * i, 2 * i + 1] if i in order else None for i in range(begin, 4)]
     assert heard(JitterBuffer(FRAMES, first=0).push(packet(600))) == [[1200, 1201]]  # another sender, not a loss
+
+
+@pytest.mark.parametrize("gap", [800, 900, 1000])
+def test_after_a_long_outage_the_receiver_hears_again(gap):
+    """The numbers have come round and look like those of packets that are too late."""
+    slots, buffer = play([packet(i) for i in (*range(50), *range(50 + gap, 50 + gap + 300))], depth=0)
+    assert buffer.num_dropped < 30
+    assert heard(slots)[-1] == [2 * (349 + gap), 2 * (349 + gap) + 1]
+    # A few that are late all the same do not begin anything.
+    slots, buffer = play([packet(i) for i in (*range(40), *range(20, 35), 40, 41)], depth=0)
+    assert heard(slots) == [[2 * i, 2 * i + 1] for i in range(42)] and buffer.num_dropped == 15
 
 
 def test_a_sender_that_begins_anew_is_followed():

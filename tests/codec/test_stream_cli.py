@@ -14,6 +14,7 @@ import torch
 
 import codec
 from codec.packet_stream import PacketReader
+from codec.packets import Packet
 from engine import audio
 
 COMMAND = [sys.executable, "-c", "from codec.cli import main; main()", "stream"]
@@ -65,7 +66,7 @@ def test_losses_and_their_concealment(pcm, packets):
     thinned, _ = stream("channel", "--loss", "20", "--burst", "2", "--seed", "3", data=packets)
     assert len(thinned) < 0.95 * len(packets)
     heard, _ = stream("decode", "--jitter", "1", data=thinned)
-    assert abs(len(heard) - 2 * len(pcm)) <= 2 * 640 * 5  # losses at the very end can't be known of
+    assert len(heard) == 2 * len(pcm)  # the end too, should it be lost: the stream says how much there was
     assert stream("channel", "--loss", "0", data=packets)[0] == packets
 
 
@@ -83,6 +84,34 @@ def test_streams_cut_off_or_damaged_are_heard_as_far_as_they_go(pcm, packets):
     hurt[start + 3] ^= 0x38  # another number of levels than there are
     heard, told = stream("decode", data=bytes(hurt))
     assert "a packet is dropped" in told and "1 damaged" in told and np.abs(np.frombuffer(heard, "<i2")).max() < 32767
+
+
+def test_a_silent_end_is_as_long_as_it_was(pcm):
+    """Silence that is not sent: no packet tells of its end."""
+    rng = np.random.default_rng(0)
+    quiet = np.concatenate([pcm, rng.integers(-8, 8, 33_000).astype(pcm.dtype)])
+    coded, _ = stream("encode", "--dtx", data=quiet.tobytes())
+    assert len(stream("decode", data=coded)[0]) == 2 * len(quiet)
+
+
+def test_a_packet_of_another_model_is_dropped(packets):
+    """Well formed, with more levels than there are: it must not end the call."""
+    reader = PacketReader(io.BytesIO(packets))
+    form, bodies = reader.header.packet_format, list(reader)
+    packet = form.unpack(bodies[9])
+    more = np.concatenate([packet.codes] * 2)[:7]
+    odd = bytearray(reader.header.to_bytes())
+    for number, body in enumerate(bodies):
+        body = form.pack(Packet(packet.sequence, more, packet.redundant)) if number == 9 else body
+        odd += len(body).to_bytes(2, "big") + body
+    heard, told = stream("decode", data=bytes(odd))
+    assert "7 levels" in told and "the model has 6 levels" in told and "1 damaged" in told
+    assert len(heard) > 0.9 * 2 * 32_000
+
+
+def test_a_file_of_another_kind_is_no_raw_sound(recordings):
+    told = stream("encode", data=recordings[0].read_bytes(), status=2)[1]
+    assert "begins with b'fLaC'" in told and "ffmpeg" in told
 
 
 def test_errors_say_the_way_out(packets, pcm):

@@ -232,7 +232,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, result: Path | Exception) -> list[Any]:
 def test_find_on_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = hub(monkeypatch, folder)
     assert checkpoint.find("hf://someone/some-model@v1") == folder
-    files = ["config.json", "model.safetensors", "README.md", "calibration.json", "verification.json", "cohort.npz"]
+    files = ["config.json", "model.safetensors", "README.md", *checkpoint.EXTRAS]
     assert calls == [("someone/some-model", {"revision": "v1", "allow_patterns": files})]
     with pytest.raises(CheckpointError, match="expected hf://owner/name"):
         checkpoint.find("hf://only-one")

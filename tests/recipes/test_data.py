@@ -241,6 +241,9 @@ def test_silence_ends_in_a_crop_not_in_a_loop(tmp_path):
     path = write_manifest(tmp_path, [("zero.wav", "train", "c", "c/0", 1)])
     samples, utterances = build_cache([path], tmp_path / "cache", 16_000)
     assert not SpeechCrops(samples, utterances, 8_000, 1, 0)[0].any()
+    # As long as any other, where augmentation takes more than it gives.
+    longer = SpeechCrops(samples, utterances, 8_000, 1, 0, read_samples=9_000, augment=lambda wav, rng: wav[:8_000])
+    assert longer[0].shape == (8_000,)
 
 
 def test_the_validation_split_is_stable_and_of_the_asked_size():

@@ -8,9 +8,11 @@ from torch import nn
 
 from codec.causal import CausalDepthwiseConv
 from codec.config import EscLiveConfig
+from codec.esc import Esc
 from codec.live import EscLive
 from engine.errors import ConfigError
-from recipes.harness.optim import Muon, make_optimizer, orthogonal_groups, orthogonalized
+from recipes.esc import tiny as esc_tiny
+from recipes.harness.optim import Muon, decay_groups, make_optimizer, orthogonal_groups, orthogonalized
 from recipes.recipe import CodecRecipe
 
 
@@ -105,3 +107,12 @@ def test_a_state_of_other_groups_is_an_error():
 def test_an_unknown_optimizer_is_an_error():
     with pytest.raises(ConfigError, match="adamw and muon"):
         make_optimizer(nn.Linear(2, 2), CodecRecipe(name="x", optimizer="sgd"))
+
+
+def test_position_biases_of_both_codecs_neither_decay_nor_are_orthogonalized():
+    for model, name in ((Esc(esc_tiny().model), "position_bias"), (EscLive(EscLiveConfig()), "attention.bias")):
+        tables = {id(p) for n, p in model.named_parameters() if n.endswith(name)}
+        decayed, plain = decay_groups(model, 0.1)
+        assert tables and tables <= {id(p) for p in plain["params"]}
+        matrices = orthogonal_groups(model, 0.1)
+        assert not tables & {id(p) for group in matrices if group.get("orthogonal") for p in group["params"]}

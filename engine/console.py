@@ -1,0 +1,30 @@
+"""What every command does first: end cleanly when it is told to, and be able to print any file name."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+import threading
+from types import FrameType
+
+
+def set_up() -> None:
+    """Let SIGTERM and SIGHUP end the program as SystemExit, so that what it began to write is removed.
+
+    Python's default ends it on the spot. Of a program's main thread alone; a signal that is ignored stays so (nohup).
+    File names that are no text are printed with their bytes as \\xNN.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
