@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from engine import audio
 from engine.errors import AudioError
 from speaker.model import SpeakerEncoder
-from speaker.quality import Quality, assess
+from speaker.quality import Quality, assess, clipped_share
 
-__all__ = ["Embeddings", "embed_files"]
+__all__ = ["Embeddings", "embed_files", "heard"]
 
 BATCH_SECONDS = 24.0  # of audio in a batch, padding included; with more, activations leave the caches
 READ_AHEAD = 64  # recordings that are sorted by length before they are put into batches
@@ -53,13 +53,14 @@ def embed_files(
         loaded: list[tuple[Path, Tensor]] = []
         for path in paths[start : start + READ_AHEAD]:
             try:
-                wav = _middle(audio.load(path, rate, mono=True)[0][0], seconds, rate)
+                whole, clipped = heard(path, rate)
+                wav = _middle(whole, seconds, rate)
                 if len(wav) < encoder.min_samples:
                     raise AudioError(
                         f"{len(wav) / rate:.2f} s are too short; {encoder.min_samples / rate:.2f} s are needed"
                     )
                 loaded.append((path, wav))
-                quality[path] = assess(wav.numpy(), rate)
+                quality[path] = replace(assess(wav.numpy(), rate), clipped=clipped)
             except AudioError as error:
                 result.failed[str(path)] = str(error)
         for batch in _batches(loaded, rate):
@@ -74,6 +75,25 @@ def embed_files(
             result.vectors.append(vectors[path])
             result.quality.append(quality[path])
     return result
+
+
+def heard(path: Path, rate: int) -> tuple[Tensor, float]:
+    """Samples (N,) of a file, mixed to one channel at `rate`, and the share of those in the file that are clipped.
+
+    Of recordings of more than two minutes what is left of it after mixing and resampling: they are not kept twice.
+    """
+    try:
+        told = audio.probe(path)
+        as_it_is = (told.sample_rate, told.channels) == (rate, 1)
+        long = told.num_samples / told.sample_rate > LONG_SECONDS
+    except AudioError:  # a header without the length, or no audio: reading tells
+        as_it_is = long = True
+    if as_it_is or long:
+        wav = audio.load(path, rate, mono=True)[0][0]
+        return wav, clipped_share(wav.numpy())
+    channels, native = audio.load(path)
+    clipped = max(clipped_share(channel.numpy()) for channel in channels)
+    return audio.resample(channels.mean(0), native, rate), clipped
 
 
 def _middle(wav: Tensor, seconds: float | None, rate: int) -> Tensor:

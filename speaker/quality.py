@@ -41,13 +41,18 @@ def assess(wav: NDArray[np.float32], rate: int) -> Quality:
     if not len(level):
         return Quality(0.0, len(wav) / rate, 0.0, 0.0)
     frames = _frames(wav, rate)
-    peak = float(np.abs(wav).max())
-    # A peak that is hit once is a loud sample; many samples at it, side by side, are clipped ones.
+    bandwidth = _bandwidth(frames[speech], rate) if speech.any() else 0.0
+    return Quality(float(speech.sum() * FRAME), len(wav) / rate, clipped_share(wav), bandwidth)
+
+
+def clipped_share(wav: NDArray[np.float32]) -> float:
+    """Of samples (N,) as they were recorded: at another rate, or with channels mixed, nothing is at the peak any more.
+
+    A peak that is hit once is a loud sample; many samples at it, side by side, are clipped ones.
+    """
+    peak = float(np.abs(wav).max(initial=0.0))
     top = np.abs(wav) >= 0.999 * peak
-    clipped = float((top[1:] & top[:-1]).mean()) if peak > 0.05 else 0.0
-    return Quality(
-        float(speech.sum() * FRAME), len(wav) / rate, clipped, _bandwidth(frames[speech], rate) if speech.any() else 0.0
-    )
+    return float((top[1:] & top[:-1]).mean()) if peak > 0.05 and len(wav) > 1 else 0.0
 
 
 def speech_frames(wav: NDArray[np.float32], rate: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

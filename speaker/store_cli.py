@@ -249,13 +249,15 @@ def rescue(
 
 def _check_quality(encoder: SpeakerEncoder, path: Path, forced: bool) -> dict[str, Any]:
     """Figures to keep with a print. The one place that refuses a recording: silence always, the rest unless forced."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
-    from engine import audio
+    from speaker.embed import heard
     from speaker.enrolment import assess_enrolment
 
     rate = encoder.config.front_end.sample_rate
-    found = assess_enrolment(encoder, audio.load(path, rate, mono=True)[0][0], rate)
+    wav, clipped = heard(path, rate)
+    found = assess_enrolment(encoder, wav, rate)
+    found = replace(found, quality=replace(found.quality, clipped=clipped))
     problems, silent = found.reasons(), found.quality.seconds == 0
     if silent or not (found.acceptable or forced):
         way_out = "" if silent else "; --force-quality takes it all the same"

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from engine import audio
-from speaker.quality import assess
+from speaker.embed import heard
+from speaker.quality import assess, clipped_share
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +37,17 @@ def test_clipping_short_and_narrow_recordings_are_recognized(speech):
     assert any("8 kHz" in sentence for sentence in narrow.warnings())
     short = assess(speech[4000:12000], 16000)
     assert any("scores are unreliable below 1 s" in sentence for sentence in short.warnings())
+
+
+@pytest.mark.parametrize("rate, channels", [(16000, 1), (44100, 1), (48000, 2), (8000, 1)])
+def test_clipping_is_seen_in_files_of_every_rate(speech, tmp_path, rate, channels):
+    """After mixing and resampling nothing is at the peak any more."""
+    loud = torch.from_numpy(np.clip(speech * 20, -0.99, 0.99))
+    native = audio.resample(torch.from_numpy(speech), 16000, rate)
+    both = torch.stack([native] * (channels - 1) + [(native * 20).clamp(-0.99, 0.99)])
+    audio.save(tmp_path / "a.wav", both, rate)
+    wav, clipped = heard(tmp_path / "a.wav", 16000)
+    assert clipped == pytest.approx(clipped_share(loud.numpy()), rel=0.3) and clipped > 0.1
+    assert torch.allclose(wav, audio.load(tmp_path / "a.wav", 16000, mono=True)[0][0], atol=1e-6)
+    audio.save(tmp_path / "b.wav", native[None], rate)
+    assert heard(tmp_path / "b.wav", 16000)[1] < 1e-3
