@@ -4,7 +4,7 @@
 
 By the log-likelihood ratios of `speaker verify`, the lists as they are and all recordings as by telephone (300 to 3,400
 Hz, mu-law). Each half adapts for the other, both halves' trials are counted together; those between the halves are left
-out. Speaker names are the folders of the recordings.
+out, and lists with fewer than 10 speakers in a half. Speaker names are the folders of the recordings.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks import report
 from engine import audio, checkpoint
 from engine.errors import SpeechError
 from recipes.harness.augment import Augment, AugmentConfig
-from speaker.adapt import shift_of
+from speaker.adapt import LEAST, shift_of
 from speaker.collections import speaker_of
 from speaker.evidence import Evidence, evidence_of
 from speaker.intervals import eer_percent, paired_difference, speaker_bootstrap
@@ -56,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SpeechError(f"{folder} has no calibration; `python -m recipes.calibrate` makes one")
         rows = []
         for path in options.trials:
+            people = {speaker_of(name) for name in read_trials(path).recordings()}
+            halves = [sum(in_first_half(owner) == half for owner in people) for half in (True, False)]
+            if min(halves) < LEAST:
+                print(f"{path.stem} is left out: halves of {halves} people are too few", file=sys.stderr)
+                continue
             for name, config in (("", AugmentConfig()), (", telephone", TELEPHONE)):
                 trials = read_trials(path)
                 vectors, seconds = embedded(encoder, trials, options.root, config)

@@ -75,7 +75,7 @@ def told(card: str, change: Change) -> str:
         option += f" --nuisance {change.nuisance}"
     if change.exponent:
         done.append(NARROWED)
-    without = f"; without the speakers of {', '.join(change.without)}" if change.without else ""
+    without = f"; mean and spread without the speakers of {', '.join(change.without)}" if change.without else ""
     line = f"{', '.join(done)} (`recipes.calibrate {option}`{without}).\n"
     kept = re.sub(rf"^{MOVED}.*\n", "", card, flags=re.MULTILINE)
     kept += "" if HEADING in kept else f"\n{HEADING}"

@@ -102,10 +102,10 @@ TEACHERS = {
 }
 
 
-def export(run: Path, out: Path, note: str = "", best: bool = False, average: bool = False) -> str:
+def export(run: Path, out: Path, note: str = "", best: bool = False, average: float = 0.0) -> str:
     """Write the folder `out` from the run's last checkpoint, or its best; return the sha256 of the weights.
 
-    With `average` the weights are the mean of those and of the encoder's that the run began from (`--init`).
+    `average` is the share of the weights of the encoder that the run began from (`--init`), 0 to 1.
     """
     weights = run / "checkpoints" / ("best.ckpt" if best else "last.ckpt")
     for needed in (weights, run / "recipe.json", run / "data.json"):
@@ -119,9 +119,9 @@ def export(run: Path, out: Path, note: str = "", best: bool = False, average: bo
     steps, note = int(loaded["global_step"]), f"- {note}\n" if note else ""
     if "network" in json.loads((run / "recipe.json").read_text()):
         if average:
-            state = averaged(state, run / BEGINNING)
+            state = averaged(state, run / BEGINNING, average)
         if begun_from := (starts(run) or [{}])[0].get("begun_from"):
-            mean = "; these are the mean of those and of what the steps made of them" if average else ""
+            mean = f"; {average:.0%} of these are still those, the rest what the steps made of them" if average else ""
             note = f"- Begun from the weights of `{begun_from}`{mean}.\n{note}"
         return _export_speaker(load_recipe(run, SpeakerRecipe), state, steps, facts, out, note)
     if average:
@@ -129,8 +129,8 @@ def export(run: Path, out: Path, note: str = "", best: bool = False, average: bo
     return _export_codec(load_recipe(run, _codec_kind(run)), state, steps, facts, out, note)
 
 
-def averaged(state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """The mean of these weights and those of the encoder in `folder`, which training began from; CheckpointError.
+def averaged(state: dict[str, Tensor], folder: Path, share: float) -> dict[str, Tensor]:
+    """A mean of these weights and, with that share, those of the encoder in `folder`; CheckpointError.
 
     Such means are often better than both (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
     """
@@ -139,7 +139,7 @@ def averaged(state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     other = speaker.model.load(folder).state_dict()
     if {k: v.shape for k, v in other.items()} != {k: v.shape for k, v in state.items()}:
         raise CheckpointError(f"{folder} has other weights than the run: their mean means nothing")
-    return {k: (v + other[k]) / 2 if v.is_floating_point() else v for k, v in state.items()}
+    return {k: (1 - share) * v + share * other[k] if v.is_floating_point() else v for k, v in state.items()}
 
 
 def _codec_kind(run: Path) -> type[CodecRecipe]:
@@ -262,7 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder; its name becomes the model's name")
     parser.add_argument("--best", action="store_true", help="the checkpoint that validated best, not the last one")
-    parser.add_argument("--average", action="store_true", help="the mean with the encoder that the run began from")
+    parser.add_argument("--average", type=float, nargs="?", const=0.5, default=0.0, metavar="SHARE",
+                        help="of the weights of the encoder that the run began from; half of them")  # fmt: skip
     parser.add_argument("--note", default="", help="a line for the card: what the recipe does not say")
     options = parser.parse_args(arguments)
     try:

@@ -67,7 +67,7 @@ def test_balanced_once_without_the_directions_of_the_corpora(encoder, data, caps
     assert "cohort.npz" in out and "one speaker" in out and loaded.digest != before
     assert (
         "2 directions in which corpora differ were taken away, wide directions were narrowed (`recipes.calibrate "
-        "--balance 0.5 --nuisance 2`; without the speakers of corpus2).\nNot measured."
+        "--balance 0.5 --nuisance 2`; mean and spread without the speakers of corpus2).\nNot measured."
     ) in (encoder / "README.md").read_text()
     assert evidence_of(encoder, loaded) is not None
     with np.load(encoder / "cohort.npz") as cohort:

@@ -89,7 +89,7 @@ def test_training_tells_voices_apart_and_the_export_embeds_them(manifest, target
     assert export.main([str(tmp_path / "more"), "--out", str(tmp_path / "last")]) == 0
     assert export.main([str(tmp_path / "more"), *average]) == 0
     assert (
-        f"Begun from the weights of `{encoder.identity}`; these are the mean"
+        f"Begun from the weights of `{encoder.identity}`; 50% of these are still those"
         in (tmp_path / "half" / "README.md").read_text()
     )
     # Other embeddings under the name of the teacher's are another space to learn.
@@ -102,12 +102,12 @@ def test_training_tells_voices_apart_and_the_export_embeds_them(manifest, target
     last, half = (speaker.load(tmp_path / name).state_dict() for name in ("last", "half"))
     assert all(torch.allclose(half[k], (v + beginning[k]) / 2) for k, v in last.items() if v.is_floating_point())
     changed = {k: v + 1 if v.is_floating_point() else v for k, v in encoder.state_dict().items()}
-    half = export.averaged(changed, tmp_path / "mine")
+    half = export.averaged(changed, tmp_path / "mine", 0.5)
     assert all(
         torch.allclose(half[k], v + 0.5, atol=1e-6) for k, v in encoder.state_dict().items() if v.is_floating_point()
     )
     with pytest.raises(CheckpointError, match="their mean means nothing"):
-        export.averaged({}, tmp_path / "mine")
+        export.averaged({}, tmp_path / "mine", 0.5)
     card = (tmp_path / "mine" / "README.md").read_text()
     assert "speaker_tiny" in card and "60 steps" in card and "{" not in card
 
