@@ -34,7 +34,7 @@ NARROW_HZ = 4_100.0
 WINDOW, HOP = 1.5, 0.75  # seconds of speech
 LEAST_SHARE = 0.2  # of the windows, on either side of a split; fewer have means that are mostly chance
 MIN_WINDOWS = 4
-# Of the shipped encoder: 5 % of the clips of one of its training speakers lie below, 11 % of others
+# Of the shipped encoder: 3 % of the clips of one of its training speakers lie below, 4 % of others
 # (benchmarks.enrolment_quality).
 MIN_AGREEMENT = 0.50
 
