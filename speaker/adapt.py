@@ -8,7 +8,7 @@ training data nothing is left of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,11 @@ def mean_embeddings(names: list[str], vectors: Floats) -> tuple[list[str], Float
     return speakers.tolist(), sums / np.bincount(rows)[:, None]
 
 
-def embedded(encoder: SpeakerEncoder, paths: Sequence[Path]) -> tuple[Collection, dict[str, str]]:
-    """Embed files; those that cannot be embedded are returned with the reason."""
-    found = embed_files(encoder, paths)
+def embedded(
+    encoder: SpeakerEncoder, paths: Sequence[Path], progress: Callable[[int], None] = lambda done: None
+) -> tuple[Collection, dict[str, str]]:
+    """Embed files; those that cannot be embedded are returned with the reason. `progress` gets the files done."""
+    found = embed_files(encoder, paths, progress)
     seconds = np.array([quality.seconds for quality in found.quality])
     vectors = np.array(found.vectors, dtype=np.float64).reshape(len(found.names), encoder.embedding_dim)
     return Collection(found.names, vectors, seconds, found.model), found.failed

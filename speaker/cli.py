@@ -198,6 +198,9 @@ def adapt(
 
     Their mean is taken off the embeddings, as far as it is not chance. A folder each person, or all in one folder.
     """
+    from rich.console import Console
+    from rich.progress import Progress
+
     from engine import checkpoint
     from speaker import adapt as adaptation
     from speaker import collections
@@ -214,7 +217,10 @@ def adapt(
     if len(paths) == 1 and paths[0].suffix in (".npz", ".parquet", ".ark"):
         recordings = collections.read(paths[0], encoder.identity)
     else:
-        recordings, failed = adaptation.embedded(encoder, [each.path for each in list_recordings(paths)])
+        files, console = [each.path for each in list_recordings(paths)], Console(stderr=True)
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+            task = bar.add_task("", total=len(files))
+            recordings, failed = adaptation.embedded(encoder, files, lambda done: bar.update(task, completed=done))
     recordings, silent = adaptation.with_speech(recordings)
     failed |= silent
     for name, reason in failed.items():
