@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+_named = os.fsencode if os.name == "posix" else os.fspath  # names for libsndfile: as bytes, for not all are text
 
 Source = str | os.PathLike[str] | BinaryIO
 
@@ -147,7 +148,7 @@ def save(
     try:
         # `replacing` creates the file: libsndfile only ever says "System error.", this says which.
         with replacing(path) as partial:
-            _write(partial, str(target), Path(target).suffix.lower(), pieces, sample_rate, subtype)
+            _write(_named(partial), str(target), Path(target).suffix.lower(), pieces, sample_rate, subtype)
     except OSError as error:
         raise AudioError(f"{target} cannot be written: {error.strerror or error}") from error
 
@@ -269,11 +270,6 @@ def _readable(path: Path) -> str | bytes:
     return _named(path)
 
 
-def _named(path: Path) -> str | bytes:
-    """A path for libsndfile: as bytes where names are bytes, for not all of them are text."""
-    return os.fsencode(path) if os.name == "posix" else os.fspath(path)
-
-
 def _read(file: soundfile.SoundFile, name: str, sample_rate: int | None, mono: bool) -> Iterator[Tensor]:
     """Yield (C, n) at ``sample_rate`` until the file ends, whatever length its header promises."""
     native = file.samplerate
@@ -315,7 +311,7 @@ def _writable(target: str | os.PathLike[str]) -> Path:
 
 
 def _write(
-    file: Path | io.BytesIO,
+    file: str | bytes | io.BytesIO,
     name: str,
     suffix: str,
     pieces: Iterator[Tensor],
@@ -333,14 +329,7 @@ def _write(
     num_samples = num_clipped = 0
     try:
         with soundfile.SoundFile(
-            _named(file) if isinstance(file, Path) else file,
-            "w",
-            rate,
-            len(first),
-            encoding,
-            None,
-            container,
-            compression_level=compression,
+            file, "w", rate, len(first), encoding, None, container, compression_level=compression
         ) as out:
             for wav in itertools.chain([first], map(torch.atleast_2d, pieces), [None]):
                 at_rate = resampler.flush() if wav is None else resampler.push(_checked(wav, len(first), name))
