@@ -56,13 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SpeechError(f"{folder} has no calibration; `python -m recipes.calibrate` makes one")
         rows = []
         for path in options.trials:
-            people = {speaker_of(name) for name in read_trials(path).recordings()}
+            trials = read_trials(path)
+            people = {speaker_of(name) for name in trials.recordings()}
             halves = [sum(in_first_half(owner) == half for owner in people) for half in (True, False)]
             if min(halves) < LEAST:
                 print(f"{path.stem} is left out: halves of {halves} people are too few", file=sys.stderr)
                 continue
             for name, config in (("", AugmentConfig()), (", telephone", TELEPHONE)):
-                trials = read_trials(path)
                 vectors, seconds = embedded(encoder, trials, options.root, config)
                 rows += measure(f"{path.stem}{name}", trials, vectors, seconds, evidence, options.people)
                 print(*rows[-1], sep="\t", file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from engine.errors import CheckpointError, ConfigError
 from engine.files import replacing
 
-__all__ = ["find", "load_config", "read", "save", "shipped"]
+__all__ = ["drop_extras", "find", "load_config", "read", "save", "shipped"]
 
 VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -100,6 +100,12 @@ def load_config(cls: type[ConfigType], values: dict[str, Any]) -> ConfigType:
         raise ConfigError(f"{cls.__name__}: {'; '.join(problems)}; it has exactly: {', '.join(fields)}")
     hints = typing.get_type_hints(cls)
     return cls(**{name: _converted(hints[name], value, f"{cls.__name__}.{name}") for name, value in values.items()})
+
+
+def drop_extras(folder: Path) -> None:
+    """Remove what was made for the weights that were in a folder, before others are saved there."""
+    for name in EXTRAS:
+        (folder / name).unlink(missing_ok=True)
 
 
 def shipped() -> list[str]:

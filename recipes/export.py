@@ -22,7 +22,6 @@ from codec.io import make
 from codec.live import EscLive
 from codec.model import Codec
 from engine import checkpoint
-from engine.checkpoint import EXTRAS
 from engine.errors import CheckpointError, SpeechError
 from recipes.harness.manifests import read
 from recipes.harness.record import BEGINNING, load_recipe, starts
@@ -228,8 +227,7 @@ def _export_speaker(
         note=note,
         data=facts["table"],
     )
-    for stale in EXTRAS:  # made for other weights
-        (out / stale).unlink(missing_ok=True)
+    checkpoint.drop_extras(out)
     return speaker.model.save(out, encoder, card)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.checkpoint import EXTRAS
+from engine.checkpoint import drop_extras
 from engine.errors import ScoreError
 from engine.files import replacing
 from speaker import plda
@@ -26,6 +26,7 @@ from speaker.evidence import CALIBRATION, COHORT, calibration_of, cohort_of
 from speaker.last_layer import transform
 from speaker.model import SpeakerEncoder, load, save
 from speaker.scoring import Floats
+from speaker.store import same_model
 
 __all__ = ["Shift", "adapt", "embedded", "mean_embeddings", "shift_of", "with_speech"]
 
@@ -104,7 +105,7 @@ def adapt(encoder: SpeakerEncoder, source: Path, recordings: Collection, out: Pa
     first did. The PLDA of diarization moves with the embeddings. ScoreError where the embeddings are of another
     encoder, or of too few people.
     """
-    if recordings.model.partition("@")[2] != encoder.digest:
+    if not same_model(recordings.model, encoder.identity):
         raise ScoreError(f"the embeddings are of {recordings.model}, the model is {encoder.identity}")
     found = shift_of(recordings.names, recordings.vectors)
     calibration = calibration_of(source, encoder)
@@ -113,8 +114,7 @@ def adapt(encoder: SpeakerEncoder, source: Path, recordings: Collection, out: Pa
     before = encoder.identity
     transform(encoder, np.eye(encoder.embedding_dim), -found.offset)
     card = (source / "README.md").read_text(encoding="utf-8") if (source / "README.md").is_file() else ""
-    for stale in EXTRAS:  # of another model that was in the folder
-        (out / stale).unlink(missing_ok=True)
+    drop_extras(out)
     save(out, encoder, _card(out.name, before, found, card))
     identity = load(out).identity
     if calibration is not None:

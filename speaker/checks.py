@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.errors import ScoreError
+from engine.errors import ScoreError, SpeechError
 
 
 def writable(out: Path, force: bool, inputs: Sequence[Path | None]) -> None:
@@ -17,6 +17,12 @@ def writable(out: Path, force: bool, inputs: Sequence[Path | None]) -> None:
         raise ScoreError(f"{out} exists; --force overwrites it")
     if not out.resolve().parent.is_dir():
         raise ScoreError(f"{out.parent}: no such folder to write {out.name} to")
+
+
+def creatable(folder: Path, force: bool) -> None:
+    """SpeechError for a folder that has something in it already, or a file of that name."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())) and not force:
+        raise SpeechError(f"{folder} exists; --force overwrites it")
 
 
 def probability(prior: float) -> None:

@@ -17,6 +17,7 @@ import typer
 
 from engine.console import set_up
 from engine.errors import SpeechError
+from speaker.checks import creatable
 from speaker.diarize_cli import diarize
 from speaker.scoring_cli import calibrate, fuse, plda, score
 from speaker.store_cli import enroll, identify, manage
@@ -49,8 +50,7 @@ def convert(
     from speaker.convert import read_weights
     from speaker.parity import compare
 
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not force:
-        raise SpeechError(f"{out} exists; --force overwrites it")
+    creatable(out, force)
     encoder, origin = convert_weights(source, out, origin)
     print(f"{out}: {encoder.config.kind} of {origin}, embeddings of {encoder.embedding_dim} numbers")
     print(compare(encoder, origin, read_weights(source)))
@@ -207,8 +207,7 @@ def adapt(
     from speaker.model import default, load
     from speaker.recordings import list_recordings
 
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not force:
-        raise SpeechError(f"{out} exists; --force overwrites it")
+    creatable(out, force)
     source = checkpoint.find(model or default())
     if out.resolve() == source.resolve():
         raise SpeechError(f"{out} is the model itself; give --out another folder")

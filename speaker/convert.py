@@ -15,7 +15,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from engine.checkpoint import EXTRAS
+from engine.checkpoint import drop_extras
 from engine.errors import CheckpointError, ConfigError
 from engine.features import FrontEndConfig, kaldi_fbank, nemo_mel, speechbrain_fbank, taoruijie_fbank, vbx_fbank
 from engine.foreign import load_pickle, state_dict
@@ -73,8 +73,7 @@ def convert(source: Path, out: Path, origin: str = "auto") -> tuple[SpeakerEncod
             card = CARD.format(
                 name=encoder.name, kind=encoder.config.kind, parameters=parameters, origin=candidate, file=source.name
             )
-            for stale in EXTRAS:  # of another model that was in the folder
-                (out / stale).unlink(missing_ok=True)
+            drop_extras(out)
             save(out, encoder, card)
             return encoder, candidate
     raise CheckpointError(f"{source}: " + "; ".join(problems))

@@ -100,6 +100,7 @@ class Diarization:
 def back_end(encoder: SpeakerEncoder, folder: Path | None = None) -> BackEnd:
     """Read what lies in a model's folder; of a shipped model the folder is known. ScoreError if made for others."""
     from speaker import plda
+    from speaker.store import same_model
 
     if folder is None:
         if encoder.name not in checkpoint.shipped():
@@ -115,7 +116,7 @@ def back_end(encoder: SpeakerEncoder, folder: Path | None = None) -> BackEnd:
     if not path.is_file():
         return BackEnd(found)
     trained = plda.load(path)
-    if trained.model not in ("", encoder.identity):
+    if trained.model and not same_model(trained.model, encoder.identity):
         raise ScoreError(f"{path} was trained on embeddings of {trained.model}, this is {encoder.identity}; "
                          "`python -m recipes.diarization` makes it anew")  # fmt: skip
     return BackEnd(found, trained)
