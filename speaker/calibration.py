@@ -79,7 +79,10 @@ def load(path: Path) -> Calibration:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.pop("kind", None) != "calibration":
             raise ScoreError(f"{path} is no calibration; `speaker calibrate` makes one")
-        return Calibration(**values)
+        found = Calibration(**values)
+        sides = {name: np.ones((1, 2)) for name in QUALITIES}
+        found.llr(np.zeros((1, len(found.systems))), sides)  # refuses another number of weights
+        return found
     except (OSError, ValueError, TypeError) as error:
         raise ScoreError(f"{path} is no calibration ({error}); `speaker calibrate` makes one") from error
 
@@ -113,6 +116,9 @@ def fit(
     if not np.isfinite(scores).all():
         raise ScoreError(f"{int((~np.isfinite(scores)).any(1).sum())} of {len(scores)} trials have a score that is not "
                          "finite")  # fmt: skip
+    for name in names:
+        if name in quality and not np.isfinite(quality[name]).all():
+            raise ScoreError(f"{name} is not known of both sides of all trials; calibrate without it")
     if labels.all() or not labels.any():
         raise ScoreError(f"calibration needs targets and non-targets; all {len(labels)} trials are of one kind")
     if not 0 < prior < 1:

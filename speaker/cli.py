@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,8 @@ from engine.console import set_up
 from engine.errors import SpeechError
 from speaker.checks import creatable
 from speaker.diarize_cli import diarize
-from speaker.scoring_cli import calibrate, fuse, plda, score
+from speaker.fusion_cli import calibrate, compare, fuse
+from speaker.scoring_cli import plda, score
 from speaker.store_cli import enroll, identify, manage
 from speaker.stream_cli import stream
 
@@ -174,8 +176,10 @@ def verify(
     from speaker.verify import PRIOR, compare
 
     prior = PRIOR if prior is None else prior
-    if not 0 < prior < 1 or min(cost_miss, cost_false) <= 0:
+    if not (0 < prior < 1 and 0 < cost_miss < inf and 0 < cost_false < inf):
         raise SpeechError(f"the prior lies between 0 and 1, costs are above 0; got {prior}, {cost_miss}, {cost_false}")
+    if threshold is not None and not isfinite(threshold):
+        raise SpeechError(f"--threshold {threshold}: it is a cosine, between -1 and 1")
     found = compare(first, second, model, prior, cost_miss, cost_false, threshold)
     for warning in found.warnings:
         print(f"speaker: warning: {warning}", file=sys.stderr)
@@ -231,7 +235,7 @@ def adapt(
         raise typer.Exit(1)
 
 
-for _command in (enroll, identify, stream, diarize, score, calibrate, fuse, plda):
+for _command in (enroll, identify, stream, diarize, score, calibrate, fuse, compare, plda):
     app.command()(_command)
 app.add_typer(manage, name="store")
 

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from engine.errors import ScoreError
+from engine import audio
+from engine.errors import AudioError, ScoreError
 from speaker.embed import embed_files
 from speaker.embedding_files import read as read_embeddings
 from speaker.model import SpeakerEncoder
 from speaker.recordings import find_recordings
 from speaker.scoring import Floats, unit
+from speaker.store import same_model
 from speaker.trials import speaker_of
+
+PIECE = 512  # recordings that are embedded before the first of them that failed ends the work
 
 
 @dataclass
@@ -40,18 +45,41 @@ def of_recordings(
     encoder: SpeakerEncoder, root: Path, names: list[str], seconds: float | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Collection:  # fmt: skip
-    """Embed files below `root`, each once. ScoreError names those that are missing before any is embedded."""
-    missing = [name for name in names if not (root / name).is_file()]
-    if missing:
-        raise ScoreError(f"{len(missing)} of {len(names)} recordings are not below {root}, the first is {missing[0]}")
-    found = embed_files(encoder, [root / name for name in names], progress, seconds)
-    if found.failed:
-        name, reason = next(iter(found.failed.items()))
-        raise ScoreError(f"{len(found.failed)} recordings cannot be embedded, the first is {name}: {reason}")
-    spoken = np.array([quality.seconds for quality in found.quality])
-    collection = Collection(names, np.array(found.vectors, dtype=np.float64), spoken, found.model)
+    """Embed files below `root`, each once; ScoreError names one that cannot be embedded, as early as it is known."""
+    check_recordings(encoder, root, names)
+    vectors: list[NDArray[np.float32]] = []
+    spoken: list[float] = []
+    for start in range(0, len(names), PIECE):
+        part = [root / name for name in names[start : start + PIECE]]
+        found = embed_files(encoder, part, lambda done, before=start: progress(before + done), seconds)  # type: ignore[misc]
+        for name, reason in found.failed.items():
+            raise ScoreError(f"{name} cannot be embedded: {reason}")
+        vectors += found.vectors
+        spoken += [quality.seconds for quality in found.quality]
+    collection = Collection(names, np.array(vectors, dtype=np.float64), np.array(spoken), encoder.identity)
     collection.check()
     return collection
+
+
+def check_recordings(encoder: SpeakerEncoder, root: Path, names: list[str]) -> None:
+    """ScoreError for files below `root` that are missing, are no audio or too short, as far as their headers tell."""
+    missing = [name for name in names if not (root / name).is_file()]
+    if missing:
+        raise ScoreError(f"{len(missing)} of {len(names)} recordings are not below {root}, the first is {missing[0]}; "
+                         "models of several recordings need --enrol")  # fmt: skip
+    rate = encoder.config.front_end.sample_rate
+    broken = []
+    for name in names:
+        try:
+            told = audio.probe(root / name)
+        except AudioError as error:
+            broken.append(str(error))
+            continue
+        if told.num_samples * rate < (encoder.min_samples - 1) * told.sample_rate:
+            broken.append(f"{name}: {told.num_samples / told.sample_rate:.2f} s are too short; "
+                          f"{encoder.min_samples / rate:.2f} s are needed")  # fmt: skip
+    if broken:
+        raise ScoreError(f"{len(broken)} of {len(names)} recordings cannot be embedded, the first: {broken[0]}")
 
 
 def read(path: Path, model: str = "unknown") -> Collection:
@@ -73,15 +101,25 @@ def _kaldi(path: Path) -> tuple[list[str], Floats]:
     try:
         import kaldiio
     except ModuleNotFoundError as error:
-        raise ScoreError(f"{path}: Kaldi's archives need kaldiio; install it with `pip install kaldiio`") from error
-    pairs = list(kaldiio.load_ark(str(path)) if path.suffix == ".ark" else kaldiio.load_scp_sequential(str(path)))
-    return [name for name, _ in pairs], np.array([vector for _, vector in pairs], dtype=np.float64)
+        raise ScoreError(
+            f"{path}: Kaldi's archives need kaldiio; install it with `pip install 'voxcode[kaldi]'`"
+        ) from error
+    try:
+        if path.suffix == ".scp":
+            pairs = list(kaldiio.load_scp_sequential(str(path)))
+        else:
+            with path.open("rb") as file:
+                pairs = list(kaldiio.load_ark(file))
+        return [name for name, _ in pairs], np.array([vector for _, vector in pairs], dtype=np.float64)
+    except Exception as error:  # kaldiio has none of its own: anything may come of a file that is cut short, or none
+        raise ScoreError(f"{path} holds no embeddings of one dimension ({error})") from error
 
 
-def cohort(source: Path, encoder: SpeakerEncoder | None, model: str, *, lengths: bool = False) -> Floats:
-    """(C, D): a mean for each speaker of a file or a folder of speakers; ScoreError if not by `model`, name@digest.
+def cohort(source: Path, encoder: SpeakerEncoder | None, model: str, dim: int, *, lengths: bool = False) -> Floats:
+    """(C, `dim`): a mean for each of two speakers or more, of a file or a folder of speakers.
 
-    The mean of directions, or, with `lengths`, of the embeddings as they come, which a PLDA is for.
+    The mean of directions, or, with `lengths`, of the embeddings as they come, which a PLDA is for. ScoreError if they
+    are not by `model`, name@digest.
     """
     if source.is_dir():
         if encoder is None:
@@ -92,12 +130,18 @@ def cohort(source: Path, encoder: SpeakerEncoder | None, model: str, *, lengths:
         found = of_recordings(encoder, source, [path.relative_to(source).as_posix() for path in files])
     else:
         found = read(source, model)
-    if found.model.partition("@")[2] != model.partition("@")[2]:
+    if not same_model(found.model, model):
         raise ScoreError(f"the cohort is of {found.model}, the embeddings are of {model}")
+    if found.vectors.shape[1] != dim:
+        raise ScoreError(f"the cohort has {found.vectors.shape[1]} dimensions, the embeddings {dim}")
     if lengths and np.linalg.norm(found.vectors, axis=1).max() < 1 + 1e-3:
         raise ScoreError(f"{source} holds directions, and a PLDA needs the lengths of embeddings too; give --cohort "
                          "with recordings, or embeddings of `speaker embed`")  # fmt: skip
-    return speaker_means(found.vectors, [speaker_of(name) for name in found.names], lengths=lengths)[1]
+    means = speaker_means(found.vectors, [speaker_of(name) for name in found.names], lengths=lengths)[1]
+    if len(means) < 2:
+        raise ScoreError(f"{source} is a cohort of one speaker; the folders of the recordings are the speakers, and "
+                         "two are needed, better hundreds")  # fmt: skip
+    return means
 
 
 def speaker_means(vectors: Floats, speakers: list[str], *, lengths: bool = False) -> tuple[list[str], Floats]:
@@ -111,14 +155,14 @@ def speaker_means(vectors: Floats, speakers: list[str], *, lengths: bool = False
 def enrolled(collection: Collection, spk2utt: dict[str, list[str]], *, lengths: bool = False) -> Collection:
     """Add models of several utterances: means of their unit vectors, or with `lengths` of the vectors as they are.
 
-    Their seconds add up.
+    Their seconds add up; without `lengths` the mean is as long as its recordings' embeddings are on average, for the
+    length says how good a recording is.
     """
     rows = {name: row for row, name in enumerate(collection.names)}
     missing = [name for utterances in spk2utt.values() for name in utterances if name not in rows]
     if missing:
         raise ScoreError(f"{len(missing)} enrolment recordings have no embedding, the first is {missing[0]}")
-    directions = collection.vectors if lengths else unit(collection.vectors)
-    models = [directions[[rows[name] for name in utterances]].mean(0) for utterances in spk2utt.values()]
+    models = [_mean(collection.vectors[[rows[name] for name in names]], lengths) for names in spk2utt.values()]
     seconds = [collection.seconds[[rows[name] for name in utterances]].sum() for utterances in spk2utt.values()]
     return Collection(
         [*collection.names, *spk2utt], np.concatenate([collection.vectors, np.array(models)]),
@@ -126,10 +170,25 @@ def enrolled(collection: Collection, spk2utt: dict[str, list[str]], *, lengths: 
     )  # fmt: skip
 
 
+def _mean(vectors: Floats, lengths: bool) -> Floats:
+    """(n, D) -> (D,)."""
+    if lengths:
+        return np.asarray(vectors.mean(0))
+    mean = unit(vectors).mean(0, keepdims=True)
+    return np.asarray(unit(mean)[0] * np.linalg.norm(vectors, axis=1).mean())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScoreError(f"{path}: no list can be read from it ({error})") from error
+
+
 def read_utt2spk(path: Path) -> dict[str, str]:
     """Kaldi's `recording speaker`, a recording a line."""
     owners: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         fields = line.split()
         if fields and (len(fields) != 2 or fields[0] in owners):
             raise ScoreError(f"{path}, line {number}: expected a recording, once, and its speaker, got {line!r}")
@@ -141,7 +200,7 @@ def read_utt2spk(path: Path) -> dict[str, str]:
 def read_spk2utt(path: Path) -> dict[str, list[str]]:
     """Kaldi's `model utterance utterance ...`, a model a line; or NIST's `modelid segmentid side` with its heading."""
     models: dict[str, list[str]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _lines(path)
     if lines and lines[0].split()[:2] == ["modelid", "segmentid"]:
         for number, line in enumerate(lines[1:], 2):
             name, *fields = line.split() or [""]

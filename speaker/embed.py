@@ -56,9 +56,8 @@ def embed_files(
                 whole, clipped = heard(path, rate)
                 wav = _middle(whole, seconds, rate)
                 if len(wav) < encoder.min_samples:
-                    raise AudioError(
-                        f"{len(wav) / rate:.2f} s are too short; {encoder.min_samples / rate:.2f} s are needed"
-                    )
+                    least = encoder.min_samples / rate
+                    raise AudioError(f"{path}: {len(wav) / rate:.2f} s are too short; {least:.2f} s are needed")
                 loaded.append((path, wav))
                 quality[path] = replace(assess(wav.numpy(), rate), clipped=clipped)
             except AudioError as error:

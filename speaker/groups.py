@@ -1,13 +1,15 @@
 """Trials in groups, by what is known of the recordings: gender, signal-to-noise ratio, channel, language.
 
 A table says it, one recording a line: `path` and any other columns. A number puts a trial where its lesser side is (the
-noisier, the shorter), a word where both sides have the same one; trials whose sides differ are a group of their own.
+noisier, the shorter), a word where both sides have the same one; trials whose sides differ are a group of their own,
+and so are those where a cell is empty.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from speaker.trials import Trials
 # Columns of our manifests that would make a group of every recording, or of every corpus and speaker.
 NOT_GROUPS = {"path", "speaker", "split", "licence", "sample_rate"}
 PARTS = 3  # of a column of numbers, equally many trials in each
+UNKNOWN = "unknown"
 MOST = 12  # different words in a column; with more it is a name
 
 
@@ -47,14 +50,18 @@ def read_groups(path: Path, trials: Trials) -> dict[str, list[str]]:
 def _grouped(enrol: Sequence[str], test: Sequence[str]) -> list[str] | None:
     """A group for every trial, or None where the column does not tell any apart."""
     try:
-        least = np.minimum(np.array(enrol, dtype=np.float64), np.array(test, dtype=np.float64))
+        sides = np.array([[float(value or "nan") for value in side] for side in (enrol, test)])
     except ValueError:
         words = {*enrol, *test}
         if not 1 < len(words) <= MOST:
             return None
-        return [a if a == b else "different" for a, b in zip(enrol, test, strict=True)]
-    edges = np.unique(np.quantile(least, np.linspace(0, 1, PARTS + 1)))
+        pairs = zip(enrol, test, strict=True)
+        return [UNKNOWN if not (a and b) else a if a == b else "different" for a, b in pairs]
+    least = sides.min(0)
+    known = np.isfinite(least)
+    edges = np.unique(np.quantile(least[known], np.linspace(0, 1, PARTS + 1))) if known.any() else np.zeros(0)
     if len(edges) < 3:
         return None
     part = np.searchsorted(edges[1:-1], least, side="right")
-    return [f"{edges[i]:g} to {edges[i + 1]:g}" for i in part]
+    spans = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    return [spans[place] if is_known else UNKNOWN for place, is_known in zip(part, known, strict=True)]

@@ -13,7 +13,18 @@ from speaker.intervals import Sweep, draws
 from speaker.metrics import best_calibrated, error_rates, split
 from speaker.scoring import Floats, unit
 
+PAGES = ("det", "scores", "calibration", "map")
 TICKS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6)
+
+
+def check(folder: Path, force: bool) -> None:
+    """SpeechError, before hours of work, for a folder that cannot be made or holds pictures, and without matplotlib."""
+    _pyplot()
+    if folder.exists() and not folder.is_dir():
+        raise SpeechError(f"--plots {folder}: it is a file; name a folder")
+    there = [f"{name}.png" for name in PAGES if (folder / f"{name}.png").exists()]
+    if there and not force:
+        raise SpeechError(f"{folder} holds {', '.join(there)}; --force overwrites them")
 
 
 def save_all(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speaker.intervals import eer_percent, least_cost, speaker_bootstrap
-from speaker.metrics import Cost, act_dcf, cllr, eer, min_cllr, min_dcf, split
+from speaker.intervals import Figure, actual_cost, cllr_of, eer_percent, least_cllr, least_cost, speaker_bootstrap
+from speaker.metrics import Cost, split
 from speaker.scoring import Floats
 
 BOUNDS = (2.0, 4.0)  # seconds of the shorter side, where tables by duration are cut
@@ -22,39 +23,52 @@ def report(
     are_ratios: bool = False, seconds: Floats | None = None, groups: Mapping[str, Sequence[str]] | None = None,
     num: int = 200,
 ) -> dict[str, Any]:  # fmt: skip
-    """EER (%) and minDCF with 95 % intervals (bootstrap over speakers); of log-likelihood ratios also what the
-    decisions at Bayes' threshold cost, and Cllr; by seconds (n, 2) of speech and by groups where they are known."""
-    cost = Cost(prior)
+    """EER (%) and minDCF; of log-likelihood ratios also what the decisions at Bayes' threshold cost, and Cllr; by
+    seconds (n, 2) of speech and by groups where they are known. Each is [value, low, high], the interval of 95 % by
+    bootstrap over speakers."""
     targets, others = split(scores, labels)
-    error, least = speaker_bootstrap(scores, labels, *sides, [eer_percent, least_cost(cost)], num=num)
-    found: dict[str, Any] = {
-        "targets": len(targets), "nontargets": len(others), "prior": prior, "eer": list(error), "min_dcf": list(least),
-    }  # fmt: skip
-    if are_ratios:
-        found |= {"act_dcf": act_dcf(targets, others, cost), "cllr": cllr(targets, others)}
-        with contextlib.suppress(ModuleNotFoundError):  # scipy comes with the tools that measure
-            found["min_cllr"] = min_cllr(targets, others)
+    figures = {"eer": eer_percent, "min_dcf": least_cost(Cost(prior))}
+    of_ratios: dict[str, Figure] = {"act_dcf": actual_cost(Cost(prior)), "cllr": cllr_of}
+    if find_spec("scipy"):  # it comes with the tools that measure
+        of_ratios["min_cllr"] = least_cllr
+
+    def measured(kept: NDArray[np.bool_], figures: dict[str, Figure], num: int) -> dict[str, Any]:
+        of = [[name for name, is_kept in zip(side, kept, strict=True) if is_kept] for side in sides]
+        estimates = speaker_bootstrap(scores[kept], labels[kept], of[0], of[1], list(figures.values()), num=num)
+        return {name: list(estimate) for name, estimate in zip(figures, estimates, strict=True)}
+
+    def part(kept: NDArray[np.bool_]) -> dict[str, Any]:
+        counts = int(labels[kept].sum()), int((~labels[kept]).sum())
+        if min(counts) < FEWEST:
+            return {}
+        return {"targets": counts[0], "nontargets": counts[1], **measured(kept, figures, num // 2)}
+
+    found: dict[str, Any] = {"targets": len(targets), "nontargets": len(others), "prior": prior}
+    found |= measured(np.ones(len(labels), bool), figures | (of_ratios if are_ratios else {}), num)
     if seconds is not None and np.isfinite(seconds).all():
-        found["by_seconds"] = by_seconds(scores, labels, seconds, cost)
+        found["by_seconds"] = by_seconds(seconds, part)
     for name, members in (groups or {}).items():
-        found.setdefault("by", {})[name] = by_group(scores, labels, members, cost)
+        found.setdefault("by", {})[name] = by_group(members, part)
     return found
 
 
-def by_seconds(scores: Floats, labels: NDArray[np.bool_], seconds: Floats, cost: Cost) -> list[dict[str, Any]]:
-    """EER (%) and minDCF for trials whose shorter side has so much speech."""
+Part = Callable[[NDArray[np.bool_]], dict[str, Any]]  # of some trials, or {} where they are too few
+
+
+def by_seconds(seconds: Floats, part: Part) -> list[dict[str, Any]]:
+    """Trials whose shorter side has so much speech."""
     least, rows = seconds.min(1), []
     for low, high in zip((0.0, *BOUNDS), (*BOUNDS, np.inf), strict=True):
-        if row := _errors(scores, labels, (least >= low) & (least < high), cost):
+        if row := part((least >= low) & (least < high)):
             rows.append({"from": low, "to": None if np.isinf(high) else high, **row})
     return rows
 
 
-def by_group(scores: Floats, labels: NDArray[np.bool_], members: Sequence[str], cost: Cost) -> list[dict[str, Any]]:
-    """EER (%) and minDCF of every group (n,), in the order in which they are met; too small ones are left out."""
+def by_group(members: Sequence[str], part: Part) -> list[dict[str, Any]]:
+    """Every group (n,), in the order in which they are met; too small ones are left out."""
     names, rows = np.array(members), []
     for name in dict.fromkeys(members):
-        if row := _errors(scores, labels, names == name, cost):
+        if row := part(names == name):
             rows.append({"group": name, **row})
     return sorted(rows, key=lambda row: _number(row["group"]))
 
@@ -66,26 +80,18 @@ def _number(group: str) -> float:
     return 0.0
 
 
-def _errors(scores: Floats, labels: NDArray[np.bool_], kept: NDArray[np.bool_], cost: Cost) -> dict[str, Any]:
-    if min(labels[kept].sum(), (~labels[kept]).sum()) < FEWEST:
-        return {}
-    targets, others = split(scores[kept], labels[kept])
-    return {"targets": len(targets), "nontargets": len(others), "eer": 100 * eer(targets, others)[0],
-            "min_dcf": min_dcf(targets, others, cost)[0]}  # fmt: skip
-
-
 def as_text(found: dict[str, Any]) -> str:
     """The same for a terminal."""
-    error, least = found["eer"], found["min_dcf"]
+    error = found["eer"]
     lines = [
         f"trials      {found['targets']:,} same speaker, {found['nontargets']:,} different",
         f"EER         {error[0]:.2f} % [{error[1]:.2f}, {error[2]:.2f}]",
-        f"minDCF({found['prior']:g}) {least[0]:.3f} [{least[1]:.3f}, {least[2]:.3f}]",
+        f"minDCF({found['prior']:g}) {_interval(found['min_dcf'])}",
     ]
     if "act_dcf" in found:
-        lines.append(f"actDCF({found['prior']:g}) {found['act_dcf']:.3f}")
-        best = f", at best {found['min_cllr']:.3f}" if "min_cllr" in found else ""
-        lines.append(f"Cllr        {found['cllr']:.3f}{best}")
+        lines.append(f"actDCF({found['prior']:g}) {_interval(found['act_dcf'])}")
+        best = f", at best {_interval(found['min_cllr'])}" if "min_cllr" in found else ""
+        lines.append(f"Cllr        {_interval(found['cllr'])}{best}")
     for row in found.get("by_seconds", []):
         span = f"{row['from']:g} to {row['to']:g} s" if row["to"] else f"from {row['from']:g} s"
         lines.append(_line(span, row))
@@ -94,8 +100,13 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _interval(figure: list[float]) -> str:
+    return f"{figure[0]:.3f} [{figure[1]:.3f}, {figure[2]:.3f}]"
+
+
 def _line(name: str, row: dict[str, Any]) -> str:
+    error = row["eer"]
     return (
-        f"  {name:<11} EER {row['eer']:.2f} %, minDCF {row['min_dcf']:.3f} "
+        f"  {name:<11} EER {error[0]:.2f} % [{error[1]:.2f}, {error[2]:.2f}], minDCF {_interval(row['min_dcf'])} "
         f"({row['targets']:,} + {row['nontargets']:,} trials)"
     )

@@ -1,4 +1,4 @@
-"""Commands on lists of trials: score, calibrate, fuse, plda."""
+"""Commands on lists of trials and embeddings: score, plda. What comes of scores is in `speaker.fusion_cli`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from engine.errors import ScoreError
 from speaker.checks import finite, probability, writable
 
 if TYPE_CHECKING:
+    from speaker.calibration import Calibration
     from speaker.collections import Collection
     from speaker.model import SpeakerEncoder
     from speaker.trials import Trials
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 Prior = Annotated[float, typer.Option(help="Prior of a target for the detection costs, between 0 and 1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
-Plots = Annotated[Path | None, typer.Option(help="Folder for pictures: DET, histogram, calibration, map.")]
+Plots = Annotated[Path | None, typer.Option("--plots", help="Folder for pictures: DET, histogram, calibration, map.")]
+
+FEW = 5  # speakers; fewer are not drawn from
 
 
 def score(
@@ -51,15 +54,21 @@ def score(
     by: Annotated[
         Path | None, typer.Option(help="CSV with a column path and others, such as gender or snr: tables by these.")
     ] = None,
-    plots: Plots = None,
+    pictures: Plots = None,
     as_json: Json = False,
     force: Force = False,
 ) -> None:
-    """Score a list of trials, each recording embedded once, and print error rates."""
+    """Score a list of trials, each recording embedded once, and print error rates.
+
+    EER: where the lines between neighbouring operating points cross misses = false acceptances; equal scores are
+    accepted or rejected together. minDCF: detection cost of the best threshold, 1 for whoever accepts all or none.
+    Log-likelihood ratios also get actDCF, the cost at the threshold of the prior, and Cllr. [95 %, bootstrap over
+    speakers.]
+    """
     import numpy as np
 
     from speaker import calibration as calibrations
-    from speaker import collections, scoring
+    from speaker import collections, plots, scoring
     from speaker.groups import read_groups
     from speaker.plda import Plda
     from speaker.score_files import ScoreFile
@@ -68,6 +77,8 @@ def score(
 
     # All that can be wrong with the options is found before hours of embedding.
     writable(out, force, [trials, embeddings, enrol, plda, cohort, calibration, by])
+    if pictures is not None:
+        plots.check(pictures, force)
     probability(prior)
     if (root is None) == (embeddings is None):
         raise ScoreError("give either --root, the folder of the recordings, or --embeddings")
@@ -82,19 +93,25 @@ def score(
     groups = {} if by is None else read_groups(by, listed)
     if all(listed.labels) or not any(listed.labels):
         raise ScoreError(f"{trials}: all {len(listed)} trials are of one kind; error rates need both")
-    for sentence in audit(listed, _trained_on(model)):
-        print(f"speaker: warning: {trials}: {sentence}", file=sys.stderr)
     models = {} if enrol is None else collections.read_spk2utt(enrol)
     encoder = None if embeddings is not None and model is None else _encoder(model)
-    ready = None if embeddings is None else collections.read(embeddings)
+    ready = None if embeddings is None else collections.read(embeddings, encoder.identity if encoder else "unknown")
+    if ready is not None and encoder is not None and not same_model(ready.model, encoder.identity):
+        raise ScoreError(f"{embeddings} is of {ready.model}, --model {model} is {encoder.identity}; leave --model out")
     of_model, dim = _origin(ready, encoder)
+    if encoder is not None and encoder.embedding_dim != dim:
+        raise ScoreError(f"{embeddings} has {dim} dimensions, embeddings of {of_model} have {encoder.embedding_dim}")
+    for sentence in audit(listed, _trained_on(model, of_model), models, root):
+        warn(f"{trials}: {sentence}")
     chosen_backend.prepare(np.ones((1, dim)))  # refuses other dimensions
     lengths = isinstance(chosen_backend, Plda)
     if isinstance(chosen_backend, Plda) and chosen_backend.model and not same_model(chosen_backend.model, of_model):
         raise ScoreError(f"{plda} was trained on embeddings of {chosen_backend.model}, these are of {of_model}")
+    if ready is None and encoder is not None and root is not None:
+        collections.check_recordings(encoder, root, _names(listed, models))
     others = None
     if norm != "none":
-        others = collections.cohort(_cohort(cohort, model), encoder, of_model, lengths=lengths)
+        others = collections.cohort(_cohort(cohort, model), encoder, of_model, dim, lengths=lengths)
     name = {"none": "", "s": "+s", "as": f"+as{top}", "near": f"+cohort{top}"}[norm]
     # What scores mean depends on the PLDA, and on a cohort of one's own: others cannot be calibrated alike.
     name += f"({_digest(others)})" if cohort is not None else ""
@@ -105,6 +122,8 @@ def score(
     found = _embedded(listed, models, root, ready, encoder, seconds, lengths)
     scored = scoring.score(listed, found.names, found.vectors, chosen_backend, cohort=others, top=top,
                            normalize=norm != "near")  # fmt: skip
+    for sentence in _unheard(listed, found, map_):
+        warn(sentence)
     sides = listed.rows(found.names)
     quality: dict[str, Any] = {"magnitude": np.linalg.norm(found.vectors, axis=1)[sides]}
     if np.isfinite(found.seconds).all():
@@ -116,78 +135,7 @@ def score(
     facts = {"system": system, "calibrated": map_ is not None, "list": trials.name}
     file = ScoreFile(listed, values, quality, facts)
     file.save(out)
-    _show(file, prior, plots, as_json, found, groups)
-
-
-def calibrate(
-    scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="Files of one system; they are pooled.")],
-    out: Annotated[Path, typer.Option(help="File to write.")],
-    quality: Annotated[str, typer.Option(help="Of seconds, magnitude, cohort; separated by commas.")] = "seconds",
-    prior: Annotated[float, typer.Option(help="Prior of a target that matters most.")] = 0.5,
-    force: Force = False,
-) -> None:
-    """Learn log-likelihood ratios from scored trials that are not those of the test."""
-    import numpy as np
-
-    from speaker.calibration import fit
-
-    writable(out, force, scores)
-    probability(prior)
-    names = tuple(name for name in quality.split(",") if name)
-    files = _scores(scores)
-    if len({file.system for file in files}) > 1:
-        raise ScoreError(f"the files are of several systems: {', '.join(sorted({f.system for f in files}))}; "
-                         "`speaker fuse` joins systems")  # fmt: skip
-    missing = [name for name in names if any(name not in file.quality for file in files)]
-    if missing:
-        raise ScoreError(f"the files do not have the quality measures {', '.join(missing)}; --quality '' does without")
-    pooled = {name: np.concatenate([file.quality[name] for file in files]) for name in names}
-    values = np.concatenate([file.scores for file in files])[:, None]
-    labels = np.concatenate([file.trials.labels for file in files])
-    found = fit([files[0].system], values, labels, pooled, names, prior)
-    found.save(out)
-    print(f"{out}: {found.trials:,} trials, {found.targets:,} of one speaker")
-
-
-def fuse(
-    scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="A file a system, of the same trials.")],
-    out: Annotated[Path, typer.Option(help="File of fused scores to write.")],
-    learn: Annotated[Path | None, typer.Option(help="Learn the fusion on these trials and write it here.")] = None,
-    fusion: Annotated[Path | None, typer.Option(help="Use a fusion that --learn wrote.")] = None,
-    prior: Prior = 0.01,
-    plots: Plots = None,
-    as_json: Json = False,
-    force: Force = False,
-) -> None:
-    """Join systems by logistic regression: --learn on one list, --fusion on others."""
-    import numpy as np
-
-    from speaker.calibration import fit, load
-    from speaker.score_files import ScoreFile, same_trials
-
-    if (learn is None) == (fusion is None):
-        raise ScoreError("give either --learn FILE, to learn from these trials, or --fusion FILE, what was learned")
-    writable(out, force, [*scores, fusion, learn])
-    probability(prior)
-    if learn is not None:
-        writable(learn, force, scores)
-    files = _scores(scores)
-    if len(files) < 2:
-        raise ScoreError("fusion joins two systems or more; `speaker calibrate` is for one")
-    same_trials(files)
-    values, systems = np.stack([file.scores for file in files], axis=1), [file.system for file in files]
-    labels = np.array(files[0].trials.labels)
-    if fusion is not None:
-        found = load(fusion)
-        found.check_systems(systems)
-    else:
-        found = fit(systems, values, labels)
-        assert learn is not None
-        found.save(learn)
-    facts = {"system": " & ".join(systems), "calibrated": True, "list": files[0].facts.get("list")}
-    file = ScoreFile(files[0].trials, found.llr(values, {}), files[0].quality, facts)
-    file.save(out)
-    _show(file, prior, plots, as_json, None)
+    show(file, prior, pictures, as_json, found, groups)
 
 
 def plda(
@@ -216,6 +164,8 @@ def plda(
     other = None if adapt_to is None else collections.read(adapt_to)
     if other is not None and not same_model(other.model, found.model):
         raise ScoreError(f"{adapt_to} is of {other.model}, {embeddings} is of {found.model}")
+    if other is not None and other.vectors.shape[1] != found.vectors.shape[1]:
+        raise ScoreError(f"{adapt_to} has {other.vectors.shape[1]} dimensions, {embeddings} {found.vectors.shape[1]}")
     owners = {} if utt2spk is None else collections.read_utt2spk(utt2spk)
     unknown = [name for name in found.names if owners and name not in owners]
     if unknown:
@@ -280,13 +230,17 @@ def _cohort(cohort: Path | None, model: str | None) -> Path:
     return shipped
 
 
-def _trained_on(model: str | None) -> list[str]:
-    """Speakers, as `corpus/speaker`, of the model's training: those of the cohort that came with it."""
+def _trained_on(model: str | None, of_model: str) -> list[str]:
+    """Speakers, as `corpus/speaker`, of the training of `of_model`: those of the cohort that came with it.
+
+    None where embeddings are of a model that is not at hand.
+    """
     import numpy as np
 
     from engine import checkpoint
     from speaker.evidence import COHORT
     from speaker.model import DEFAULT
+    from speaker.store import same_model
 
     if model is None and DEFAULT not in checkpoint.shipped():
         return []
@@ -294,6 +248,8 @@ def _trained_on(model: str | None) -> list[str]:
     if not shipped.is_file():
         return []
     with np.load(shipped, allow_pickle=False) as parts:
+        if not same_model(str(parts["model"]), of_model):
+            return []
         return [name.removesuffix("/mean") for name in parts["names"].tolist()]
 
 
@@ -314,8 +270,7 @@ def _embedded(
 
     from speaker import collections
 
-    names = [name for name in trials.recordings() if name not in models]
-    names = list(dict.fromkeys([*names, *(name for utterances in models.values() for name in utterances)]))
+    names = _names(trials, models)
     if ready is not None:
         found = ready
     else:
@@ -329,20 +284,36 @@ def _embedded(
     return collections.enrolled(found, models, lengths=lengths) if models else found
 
 
-def _scores(paths: list[Path]) -> list[Any]:
-    from speaker.score_files import read
+def _names(trials: Trials, models: dict[str, list[str]]) -> list[str]:
+    """Recordings of a list and of its models, each once."""
+    listed = [name for name in trials.recordings() if name not in models]
+    return list(dict.fromkeys([*listed, *(name for utterances in models.values() for name in utterances)]))
 
-    return [read(path) for path in paths]
+
+def _unheard(trials: Trials, found: Collection, map_: Calibration | None) -> list[str]:
+    """Sentences on recordings of the list that hold no speech, or less than the calibration knows."""
+    spoken = dict(zip(found.names, found.seconds.tolist(), strict=True))
+    silent = [name for name in trials.recordings() if spoken.get(name) == 0]
+    sentences = []
+    if silent:
+        sentences.append(f"{len(silent)} recordings hold no speech, such as {silent[0]}: their scores say nothing")
+    least = 0.0 if map_ is None else map_.shortest
+    short = [name for name in trials.recordings() if 0 < spoken.get(name, least) < least]
+    if short:
+        sentences.append(f"{len(short)} recordings hold less speech than the {least:.2f} s that the calibration knows, "
+                         f"such as {short[0]}: their log-likelihood ratios are a guess")  # fmt: skip
+    return sentences
 
 
-def _show(
-    file: Any,
-    prior: float,
-    plots: Path | None,
-    as_json: bool,
-    found: Collection | None,
+def warn(sentence: str) -> None:
+    print(f"speaker: warning: {sentence}", file=sys.stderr)
+
+
+def show(
+    file: Any, prior: float, plots: Path | None, as_json: bool, found: Collection | None = None,
     groups: dict[str, Any] | None = None,
-) -> None:
+) -> None:  # fmt: skip
+    """Print what the scores say, and draw it."""
     import numpy as np
 
     from speaker import plots as pictures
@@ -354,6 +325,8 @@ def _show(
     result = report(file.scores, labels, who, prior=prior, are_ratios=ratios, seconds=file.quality.get("seconds"),
                     groups=groups)  # fmt: skip
     print(json.dumps(finite({**file.facts, **result})) if as_json else as_text(result))
+    if min(len({a for a, same in zip(who[0], labels, strict=True) if same}), result["targets"]) < FEW:
+        warn(f"target trials of fewer than {FEW} speakers; the intervals are not to be trusted")
     if plots is not None:
         owner = dict(zip([*file.trials.enrol, *file.trials.test], [*who[0], *who[1]], strict=True))
         known = [] if found is None else [row for row, name in enumerate(found.names) if name in owner]

@@ -29,6 +29,7 @@ class Answer:
     posterior: float | None = None
     same: bool | None = None
     seconds: tuple[float, float] = (0.0, 0.0)  # of speech
+    threshold: float | None = None  # of the cosine, where it decides instead of the ratio
     warnings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -38,6 +39,8 @@ class Answer:
     def as_text(self) -> str:
         """For people."""
         decision = "" if self.same is None else ("same speaker" if self.same else "different speakers")
+        if self.threshold is not None:
+            decision += f" by the threshold {self.threshold:g}"
         if self.llr is None:
             return f"cosine {self.cosine:.3f}{', ' + decision if decision else ''} (not calibrated: no probability)"
         return (
@@ -67,10 +70,11 @@ def compare(
             least = f"; the calibration rests on {shortest:.2f} s and more" if evidence else ""
             raise SpeechError(f"{path}: not enough speech, {each.seconds:.2f} s{least}")
         warnings += [f"{path}: {sentence}" for sentence in each.warnings()]
-    answer = Answer(float(a @ b), seconds=(quality[0].seconds, quality[1].seconds), warnings=warnings)
+    answer = Answer(float(a @ b), seconds=(quality[0].seconds, quality[1].seconds), threshold=threshold,
+                    warnings=warnings)  # fmt: skip
     if threshold is not None:
         answer.same = answer.cosine >= threshold
-    if evidence is not None:
+    if evidence is not None and min(answer.seconds) >= shortest:
         one, other = (evidence.side(vectors[[k]], answer.seconds[k]) for k in (0, 1))
         answer.llr = float(evidence.llr(np.array([answer.cosine]), one, other)[0])
         answer.posterior = 1 / (1 + math.exp(-min(500.0, max(-500.0, answer.llr + math.log(prior / (1 - prior))))))

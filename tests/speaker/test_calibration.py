@@ -73,6 +73,10 @@ def test_files_come_back_and_others_are_refused(tmp_path):
     for name in ("other.json", "none.json"):
         with pytest.raises(ScoreError, match="is no calibration"):
             calibration.load(tmp_path / name)
+    text = (tmp_path / "c.json").read_text()
+    (tmp_path / "c.json").write_text(text.replace('"weights": [', '"weights": [1, '))
+    with pytest.raises(ScoreError, match="is no calibration"):
+        calibration.load(tmp_path / "c.json")
     with pytest.raises(ScoreError, match="for 1 systems"):
         found.llr(np.ones((3, 2)), {})
 
@@ -82,6 +86,9 @@ def test_trials_that_cannot_calibrate():
         calibration.fit(["x"], np.ones((3, 1)), np.ones(3, bool))
     with pytest.raises(ScoreError, match="1 of 2 trials have a score that is not finite"):
         calibration.fit(["x"], np.array([[np.nan], [1]]), np.array([True, False]))
+    sides = {"seconds": np.array([[1, 2], [np.nan, 3]])}
+    with pytest.raises(ScoreError, match="seconds is not known of both sides"):
+        calibration.fit(["x"], np.array([[0.0], [1]]), np.array([True, False]), sides, ("seconds",))
     with pytest.raises(ScoreError, match="needs the quality measure 'seconds'"):
         calibration.fit(["x"], np.array([[0.0], [1]]), np.array([True, False]), {}, ("seconds",))
 

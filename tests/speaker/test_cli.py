@@ -78,13 +78,15 @@ def test_verify_decides_by_its_exit_status(folder, root):
     found = json.loads(run("verify", a, b, "--model", "mine", "--json", cwd=folder, root=root)[0])
     assert -1 <= found["cosine"] < 1 and found["same"] is None
     assert (
-        "same speaker (not calibrated"
+        "same speaker by the threshold 0.9 (not calibrated"
         in run("verify", a, a, "--model", "mine", "--threshold", "0.9", cwd=folder, root=root)[0]
     )
     assert (
         "different speakers"
         in run("verify", a, b, "--model", "mine", "--threshold", "1", cwd=folder, root=root, status=1)[0]
     )
+    for option, message in (("--threshold", "--threshold nan: it is a cosine"), ("--cost-miss", "costs are above 0")):
+        assert message in run("verify", a, b, "--model", "mine", option, "nan", cwd=folder, root=root, status=2)[1]
 
 
 def test_info(folder, root):

@@ -82,3 +82,22 @@ def test_what_is_no_file_of_embeddings_is_refused(content, tmp_path):
     (tmp_path / "e.npz").write_bytes(content)
     with pytest.raises(ScoreError, match="holds no embeddings"):
         read(tmp_path / "e.npz")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # kaldiio leaves what an .scp names open
+def test_archives_of_kaldi(tmp_path):
+    kaldiio = pytest.importorskip("kaldiio")
+    rng = np.random.default_rng(0)
+    vectors = {f"s{k}/u": rng.normal(size=5).astype(np.float32) for k in range(3)}
+    kaldiio.save_ark(str(tmp_path / "a.ark"), vectors, scp=str(tmp_path / "a.scp"))
+    kaldiio.save_ark(str(tmp_path / "t.ark"), vectors, text=True)
+    for name in ("a.ark", "a.scp", "t.ark"):
+        found = collections.read(tmp_path / name, "theirs@1")
+        assert found.names == list(vectors) and found.model == "theirs@1" and np.isnan(found.seconds).all()
+        np.testing.assert_allclose(found.vectors, np.stack(list(vectors.values())), rtol=1e-5)
+    kaldiio.save_ark(str(tmp_path / "mixed.ark"), {**vectors, "x/u": np.ones(4, np.float32)})
+    (tmp_path / "cut.ark").write_bytes((tmp_path / "a.ark").read_bytes()[:-7])
+    (tmp_path / "junk.ark").write_bytes(b"nothing of the kind")
+    for name in ("mixed.ark", "cut.ark", "junk.ark"):
+        with pytest.raises(ScoreError, match=f"{name} holds no embeddings of one dimension"):
+            collections.read(tmp_path / name)

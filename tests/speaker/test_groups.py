@@ -45,6 +45,16 @@ def test_a_table_for_every_group_that_is_large_enough():
     sides = ([f"s{i % 20}" for i in range(400)], [f"s{i % 20 if label else 99}" for i, label in enumerate(labels)])
     found = report(scores, labels, sides, groups={"gender": groups}, num=20)
     rows = {row["group"]: row for row in found["by"]["gender"]}
-    assert set(rows) == {"m", "f"} and rows["f"]["eer"] < 5 < rows["m"]["eer"]
+    assert set(rows) == {"m", "f"} and rows["f"]["eer"][0] < 5 < rows["m"]["eer"][0]
+    assert all(row["eer"][1] <= row["eer"][0] <= row["eer"][2] for row in rows.values())
     assert (rows["f"]["targets"], rows["f"]["nontargets"]) == (75, 75)
     assert "by gender" in as_text(found) and "(75 + 75 trials)" in as_text(found)
+
+
+def test_what_is_not_known_is_a_group_of_its_own(tmp_path):
+    trials = Trials(["a", "a", "c", "d", "b"], ["b", "c", "d", "e", "f"], [True, False, False, True, True])
+    path = written(tmp_path, "path,snr,gender\na,10,f\nb,20,f\nc,,f\nd,5,\ne,nan,f\nf,30,f\n")
+    groups = read_groups(path, trials)
+    assert groups["gender"] == ["f", "f", "unknown", "unknown", "f"]
+    assert groups["snr"][1:4] == ["unknown"] * 3 and "unknown" not in (groups["snr"][0], groups["snr"][4])
+    assert groups["snr"][0] != groups["snr"][4]

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import ScoreError
+from speaker.calibration import fit
+from speaker.intervals import actual_cost, cllr_of, least_cllr
 from speaker.metrics import Cost, act_dcf, cllr, eer, error_rates, min_cllr, min_dcf, split
 
 SCORES = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=30)
@@ -74,3 +76,42 @@ def test_trials_of_one_kind_and_scores_that_are_no_numbers_are_refused():
         split([1, math.nan], [0, 1])
     with pytest.raises(ScoreError, match="two lists of one length"):
         split([1, 2], [1])
+
+
+def test_as_others_compute_them():
+    """scikit-learn as the oracle: ROC for the rates, isotonic and logistic regression for what calibration does."""
+    pytest.importorskip("sklearn")
+    from sklearn.isotonic import IsotonicRegression
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss, roc_curve
+
+    rng = np.random.default_rng(0)
+    labels = rng.random(3_000) < 0.2
+    scores = np.round(rng.normal(np.where(labels, 2.0, 0.0)), 1)  # with ties
+    targets, others = split(scores, labels)
+    false_accept, hit, _ = roc_curve(labels, scores, drop_intermediate=False)
+    gap = (1 - hit) - false_accept
+    after = int(np.argmax(gap <= 0))
+    share = gap[after - 1] / (gap[after - 1] - gap[after])
+    assert eer(targets, others)[0] == pytest.approx(np.interp(share, [0, 1], false_accept[after - 1 : after + 1]))
+    cost = Cost(0.05)
+    least = cost.normalized(1 - hit, false_accept).min()
+    assert min_dcf(targets, others, cost)[0] == pytest.approx(least)
+    weights = np.where(labels, 0.5 / labels.sum(), 0.5 / (~labels).sum())
+    posterior = IsotonicRegression(y_min=0, y_max=1).fit_transform(scores, labels.astype(float), sample_weight=weights)
+    best = log_loss(labels, np.stack([1 - posterior, posterior], 1), sample_weight=weights) / np.log(2)
+    assert min_cllr(targets, others) == pytest.approx(best, abs=1e-6)
+    mine = fit(["x"], scores[:, None], labels, prior=0.5)
+    theirs = LogisticRegression(C=1e6, tol=1e-10).fit(scores[:, None], labels, sample_weight=weights * len(labels))
+    assert [*mine.weights, mine.offset] == pytest.approx([*theirs.coef_[0], *theirs.intercept_], abs=2e-3)
+
+
+def test_figures_of_rates_are_those_of_scores():
+    rng = np.random.default_rng(1)
+    labels = rng.random(500) < 0.4
+    scores = np.round(rng.normal(np.where(labels, 1.5, -1.5), 2.0), 1)
+    targets, others = split(scores, labels)
+    rates = error_rates(targets, others)
+    assert actual_cost(Cost(0.1))(rates) == pytest.approx(act_dcf(targets, others, Cost(0.1)))
+    assert cllr_of(rates) == pytest.approx(cllr(targets, others))
+    assert least_cllr(rates) == pytest.approx(min_cllr(targets, others))

@@ -1,6 +1,7 @@
 """Cosine, PLDA and normalization against WeSpeaker's and SpeechBrain's numbers, and against what they are made of."""
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,7 +157,7 @@ def test_many_trials_are_scored_as_few_are():
 
 
 def test_lists_of_both_kinds_and_what_is_odd_about_one(tmp_path):
-    (tmp_path / "v.txt").write_text("1 a b\n0 a c\n\n0 c a\n1 a c\n1 b b\n")
+    (tmp_path / "v.txt").write_text("\ufeff1 a b\n0 a c\n\n0 c a\n1 a c\n1 b b\n")
     (tmp_path / "k.txt").write_text("a b target\na c nontarget\nc a nontarget\na c target\nb b target\n")
     first, second = (read_trials(tmp_path / name) for name in ("v.txt", "k.txt"))
     assert first == second and first.labels == [True, False, False, True, True]
@@ -197,6 +198,14 @@ def test_audit_knows_what_the_model_was_trained_on():
     trials = Trials(["x/vctk/p1/a.wav"], ["x/vctk/p2/b.wav"], [False])
     (sentence,) = audit(trials, ["vctk/p2", "other/p1"])
     assert "trained on 1 of the speakers, such as vctk/p2" in sentence
+    # Corpora by the beginning of their names, wherever in the path; enrolment recordings too, models themselves not.
+    known = ["librispeech-100/4640", "librispeech-100/12"]
+    spoken = Trials(["m", "m"], ["train-clean-100/4640/157/1.flac", "dev/9/1/1.flac"], [True, False])
+    models = {"m": ["dev/12/3/1.flac", "dev/9/1/1.flac"]}
+    assert audit(spoken, known, {"m": []}) == []
+    sentences = audit(spoken, known, models, Path("/data/LibriSpeech"))
+    assert "trained on 2 of the speakers, such as librispeech-100/12" in sentences[0]
+    assert sentences[1] == "1 trials compare a model with a recording that it is enrolled from"
 
 
 def test_who_speaks_in_a_list():
@@ -236,11 +245,11 @@ def test_plda_takes_models_and_a_cohort_of_the_lengths_it_was_trained_on(tmp_pat
     several, alone = (eer(*split(values, trials.labels))[0] for values in (several, alone))
     assert several <= alone < 0.2
     np.savez(tmp_path / "c.npz", names=names, embeddings=collection.vectors, model="x@1")
-    means = cohort(tmp_path / "c.npz", None, "x@1", lengths=True)
+    means = cohort(tmp_path / "c.npz", None, "x@1", 12, lengths=True)
     np.testing.assert_allclose(means.mean(0), collection.vectors.mean(0), rtol=1e-5)
     np.savez(tmp_path / "d.npz", names=names, embeddings=scoring.unit(collection.vectors), model="x@1")
     with pytest.raises(ScoreError, match="holds directions, and a PLDA needs the lengths"):
-        cohort(tmp_path / "d.npz", None, "x@1", lengths=True)
+        cohort(tmp_path / "d.npz", None, "x@1", 12, lengths=True)
 
 
 def test_utt2spk_says_who_speaks(tmp_path):

@@ -17,6 +17,7 @@ from speaker import score_files
 from speaker.adapt import mean_embeddings
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
 from speaker.cli import app
+from speaker.metrics import act_dcf, cllr, min_cllr, split
 from speaker.model import SpeakerConfig, SpeakerEncoder
 from speaker.verify import compare
 
@@ -76,7 +77,12 @@ def test_from_recordings_to_ratios(run, folder):
     assert scores.scores[0] == pytest.approx(compare(folder / "in" / a, folder / "in" / b, "./mine").cosine, abs=1e-5)
     assert "trials" in run("calibrate", "raw.txt", "--out", "c.json").stdout
     ratios = json.loads(run("score", *given, "--out", "llr.txt", "--calibration", "c.json", "--json").stdout)
-    assert ratios["calibrated"] and ratios["cllr"] < 1 and ratios["cllr"] - ratios["min_cllr"] < 0.1
+    assert ratios["calibrated"] and ratios["cllr"][0] < 1 and ratios["cllr"][0] - ratios["min_cllr"][0] < 0.1
+    targets, others = split(score_files.read(folder / "llr.txt").scores, scores.trials.labels)
+    expected = {"cllr": cllr(targets, others), "min_cllr": min_cllr(targets, others),
+                "act_dcf": act_dcf(targets, others)}  # fmt: skip
+    for name, value in expected.items():
+        assert ratios[name][0] == pytest.approx(value, abs=1e-6) and ratios[name][1] <= value <= ratios[name][2]
     text = run("score", *given, "--out", "cut.txt", "--seconds", "1").stdout
     assert "EER" in text and "from" not in text.splitlines()[0]
 
@@ -108,6 +114,7 @@ def test_normalized_with_a_cohort_and_by_plda_from_ready_embeddings(run, folder)
     run("embed", "in", "--model", "./mine", "--out", "e.npz")
     listed = (folder / "trials.txt").read_text().replace(" s", " in/s")
     (folder / "listed.txt").write_text(listed)
+    (folder / "few_listed.txt").write_text("1 in/s0/0.wav in/s0/1.wav\n0 in/s0/0.wav in/s1/1.wav\n")
     given = ["--trials", "listed.txt", "--embeddings", "e.npz"]
     run("score", *given, "--out", "as.txt", "--norm", "as", "--top", "4", "--cohort", "e.npz")
     assert set(score_files.read(folder / "as.txt").quality) == {"magnitude", "seconds", "cohort"}
@@ -116,11 +123,22 @@ def test_normalized_with_a_cohort_and_by_plda_from_ready_embeddings(run, folder)
     plain = json.loads(run("score", *given, "--out", "c.txt", "--json").stdout)
     assert plda["eer"][0] <= plain["eer"][0]  # trained on these very voices
     fused = json.loads(run("fuse", "as.txt", "p.txt", "--learn", "f.json", "--out", "f.txt", "--json").stdout)
-    assert fused["cllr"] < 1
+    assert fused["cllr"][0] < 1
     again = json.loads(run("fuse", "as.txt", "p.txt", "--fusion", "f.json", "--out", "f2.txt", "--json").stdout)
     assert again["cllr"] == fused["cllr"]
-    with pytest.raises(Exception, match="made for"):
+    with pytest.raises(Exception, match="made for the files in another order"):
         run("fuse", "p.txt", "as.txt", "--fusion", "f.json", "--out", "f3.txt")
+    run("calibrate", "p.txt", "--out", "one.json")
+    with pytest.raises(Exception, match=r"one.json is a calibration of one system; `speaker fuse --learn`"):
+        run("fuse", "as.txt", "p.txt", "--fusion", "one.json", "--out", "f3.txt")
+    # Is one better than the other? The same speakers are drawn for both.
+    gap = json.loads(run("compare", "c.txt", "p.txt", "--json").stdout)
+    assert gap["eer"][0] == pytest.approx(plain["eer"][0] - plda["eer"][0]) and gap["eer"][1] <= gap["eer"][2]
+    line = run("compare", "c.txt", "c.txt").stdout.splitlines()[0]
+    assert line.split() == ["EER,", "%", "+0.00", "[+0.00,", "+0.00]"]
+    run("score", "--trials", "few_listed.txt", "--embeddings", "e.npz", "--out", "few_listed.out")
+    with pytest.raises(Exception, match="scores other trials"):
+        run("compare", "c.txt", "few_listed.out")
 
 
 def test_what_is_there_is_not_overwritten(run, folder):
@@ -184,13 +202,26 @@ def test_enrolment_from_several_recordings(run, folder):
     unit = [v / v.norm() for v in vectors]
     mean = (unit[0] + unit[1]) / 2
     assert scores.scores[0] == pytest.approx(float(mean @ unit[2] / mean.norm()), abs=1e-5)
-    seconds = scores.quality["seconds"]
+    seconds, length = scores.quality["seconds"], scores.quality["magnitude"]
     assert seconds[0, 0] > 1.5 * seconds[2, 0]
+    # As long as the embeddings of its recordings, or it would look worse than any of them.
+    assert length[0, 0] == pytest.approx(float(vectors[0].norm() + vectors[1].norm()) / 2, rel=1e-4)
+    (folder / "own.txt").write_text("alice s0/1.wav target\nalice s1/2.wav nontarget\n")
+    given = ["--trials", "own.txt", "--root", "in", "--model", "./mine"]
+    told = run("score", *given, "--enrol", "spk2utt", "--out", "o.out")
+    assert "1 trials compare a model with a recording that it is enrolled from" in told.stderr
+    assert "of fewer than 5 speakers" in told.stderr
+    with pytest.raises(Exception, match="need --enrol"):
+        run("score", *given, "--out", "p.out")
 
 
 def test_pictures(run, folder):
-    run("score", "--trials", "trials.txt", "--root", "in", "--model", "./mine", "--out", "raw.txt", "--force",
-        "--plots", "pics")  # fmt: skip
+    given = ["--trials", "trials.txt", "--root", "in", "--model", "./mine", "--out", "raw.txt", "--force", "--plots"]
+    run("score", *given, "pics")
+    with pytest.raises(Exception, match="pics holds det.png, scores.png, map.png; --force overwrites them"):
+        run("score", *given[:-4], "--out", "drawn.txt", "--plots", "pics")
+    with pytest.raises(Exception, match=r"trials.txt: it is a file; name a folder"):
+        run("score", *given, "trials.txt")
     assert {p.name for p in (folder / "pics").iterdir()} == {"det.png", "scores.png", "map.png"}
     assert all(p.stat().st_size > 5_000 for p in (folder / "pics").iterdir())
 
@@ -212,7 +243,12 @@ def test_pictures(run, folder):
         ),
         (["--trials", "trials.txt", "--root", "in", "--backend", "plda"], "together with --plda"),
         (["--trials", "trials.txt", "--embeddings", "nan.npz"], "1 embeddings are 0 or not finite, the first is b"),
-        (["--trials", "trials.txt", "--embeddings", "two.npz"], "have no embedding"),
+        (["--trials", "trials.txt", "--embeddings", "two.npz"], "two.npz has 3 dimensions, embeddings of mine@.* have"),
+        (["--trials", "words.txt", "--root", "."], "1 of 3 recordings cannot be embedded, the first: words.wav is not"),
+        (["--trials", "blink.txt", "--root", "."], r"the first: blink.wav: 0.01 s are too short"),
+        (["--trials", "trials.txt", "--root", "in", "--norm", "s", "--cohort", "wide.npz"], "the cohort has 3 dimens"),
+        (["--trials", "trials.txt", "--root", "in", "--norm", "s", "--cohort", "alone.npz"], "cohort of one speaker"),
+        (["--trials", "trials.txt", "--root", "in", "--enrol", "latin.txt"], "latin.txt: no list can be read from it"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_embedded(run, folder, arguments, message):
@@ -221,6 +257,13 @@ def test_what_is_wrong_is_said_before_anything_is_embedded(run, folder, argument
     (folder / "lost.txt").write_text("1 s0/0.wav s0/9.wav\n0 s0/0.wav s1/1.wav\n")
     np.savez(folder / "nan.npz", names=["a", "b"], embeddings=np.array([[1, 2], [np.nan, 1]]))
     np.savez(folder / "two.npz", names=["a", "b"], embeddings=np.ones((2, 3)))
+    np.savez(folder / "wide.npz", names=["a/0", "b/0"], embeddings=np.ones((2, 3)))
+    np.savez(folder / "alone.npz", names=["a/0", "a/1"], embeddings=np.ones((2, 24)))
+    (folder / "words.wav").write_text("hello")
+    audio.save(folder / "blink.wav", torch.zeros(1, 200), 16000)
+    (folder / "words.txt").write_text("1 in/s0/0.wav words.wav\n0 in/s0/0.wav in/s1/1.wav\n")
+    (folder / "blink.txt").write_text("1 in/s0/0.wav blink.wav\n0 in/s0/0.wav in/s1/1.wav\n")
+    (folder / "latin.txt").write_bytes("m\xfcller s0/0.wav\n".encode("latin-1"))
     with pytest.raises(Exception, match=message):
         run("score", *arguments, "--model", "./mine", "--out", "never.txt")
     assert not (folder / "never.txt").exists()
