@@ -38,6 +38,18 @@ def ecapa() -> SpeakerRecipe:
     )  # fmt: skip
 
 
+def ecapa_large_margin() -> SpeakerRecipe:
+    """Large-margin fine-tuning of a trained `ecapa` (`--init`) on long crops, without other speeds.
+
+    Thienpondt, Desplanques and Demuynck (2021): margin 0.5, crops of 6 s; less of both for recordings of seconds. Its
+    targets, where it has a teacher, weigh as in `ecapa`.
+    """
+    return replace(
+        ecapa(), name="ecapa_large_margin", margin=0.4, margin_steps=(0, 1), crop_seconds=(3.0, 5.0), speeds=(1.0,),
+        batch_size=48, learning_rate=5e-4, max_steps=1_000, decay_steps=800,
+    )  # fmt: skip
+
+
 def titanet() -> SpeakerRecipe:
     """TitaNet-S (Koluguri et al. 2022)."""
     return SpeakerRecipe(name="titanet", front_end=nemo_mel(80), network=small(), augment=AUGMENT)

@@ -6,6 +6,7 @@ Played faster or slower a voice is another one, with a label of its own (Yamamot
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -79,6 +80,14 @@ class SpeakerCrops(SpeechCrops):
             if utterance.speaker in self.labels:
                 centres[self.labels[utterance.speaker] :: len(self.speakers)] += targets
         return _unit(centres)
+
+    def of_each_label(self) -> Iterator[NDArray[np.float32]]:
+        """(num_labels,) crops (N,), as recorded, of one recording of each label."""
+        first = {u.speaker: u for u in sorted(self.utterances, key=lambda u: u.num_samples)}  # the longest
+        rng = np.random.default_rng(self.seed)
+        for factor in self.speeds:
+            for speaker in self.speakers:
+                yield self._cut(rng, first[speaker], factor)
 
     def _share(self, unlabelled: float) -> None:
         """Give the recordings of unknown speakers that share of the crops."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -104,13 +105,15 @@ class SpeakerTask(Task):
             unlabelled_share=0.0, levels=recipe.crop_levels, speaker_exponent=0.0,
         )  # fmt: skip
         dim = recipe.network.embedding_dim
+        if targets and crops.dim == dim and self.begun:
+            face_teacher(self.model, crops)
         if recipe.classify_weight > 0:
             centres = crops.centres() if targets and crops.dim == dim else None
+            if centres is None and self.begun and not recipe.fixed_classifier:
+                centres = own_centres(self.model, crops)
             self.classifiers = nn.ModuleList(
                 make_classifier(recipe, size, crops.num_labels, centres) for size in (dim, *recipe.nested)
             )
-        if targets and crops.dim == dim and self.begun:
-            face_teacher(self.model, crops)
         if targets and crops.dim != dim:
             self.to_teacher = nn.Linear(dim, crops.dim, bias=False)
         names = [speaker.split("/")[0] for speaker in valid.speakers]
@@ -221,10 +224,21 @@ def face_teacher(encoder: SpeakerEncoder, crops: SpeakerCrops) -> None:
     encoder.train()
 
 
+def own_centres(encoder: SpeakerEncoder, crops: SpeakerCrops) -> np.ndarray:
+    """(num_labels, D): where a trained encoder puts one recording of each label."""
+    encoder.eval()
+    wavs = crops.of_each_label()
+    with torch.inference_mode():
+        parts = [encoder(torch.from_numpy(np.stack(part))).numpy() for part in iter(lambda: list(islice(wavs, 64)), [])]
+    encoder.train()
+    return np.concatenate(parts)
+
+
 def make_classifier(recipe: SpeakerRecipe, size: int, num_labels: int, centres: np.ndarray | None) -> MarginClassifier:
     """Over the first `size` dimensions. Its first class vectors are `centres` (num_labels, D), where they are known.
 
-    Random ones pull a trained encoder apart until they are learned.
+    They are those of the teacher, or what the encoder that training begins from makes of the labels. Random ones pull
+    a trained encoder apart until they are learned.
     """
     classifier = MarginClassifier(
         size, num_labels, scale=recipe.scale, sub_centres=recipe.sub_centres, top_k=recipe.top_k,

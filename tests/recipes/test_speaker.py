@@ -168,6 +168,26 @@ def test_classes_start_where_the_teacher_puts_them(manifest, targets):
     assert torch.allclose(task.classifiers[0].weight, equiangular(22, 16), atol=1e-6)
 
 
+def test_classes_start_where_a_trained_encoder_puts_them(manifest, tmp_path):
+    """Fine-tuning on labels alone: random class vectors would pull apart what it has learned."""
+    recipe = replace(tiny(), teacher="", speeds=(0.9, 1.0), nested=(4,))
+    begun = SpeakerTask(recipe)
+    speaker.save(tmp_path / "begun", begun.model.eval(), "# begun")
+    task = SpeakerTask(recipe)
+    task.start_from(tmp_path / "begun")
+    samples, utterances = build_cache([manifest], manifest.parent / "cache", RATE)
+    task.prepare(samples, utterances, utterances)
+    assert task.model.training
+    crops = task.crops
+    wavs = torch.from_numpy(np.stack(list(crops.of_each_label())))
+    assert len(wavs) == crops.num_labels == 2 * len(crops.speakers)
+    with torch.inference_mode():
+        wanted = begun.model.eval()(wavs)
+    for classifier, size in zip(task.classifiers, (16, 4), strict=True):
+        found = torch.nn.functional.normalize(classifier.weight.detach(), dim=1)
+        torch.testing.assert_close(found, torch.nn.functional.normalize(wanted[:, :size], dim=1), atol=1e-4, rtol=1e-3)
+
+
 def test_a_trained_encoder_is_turned_to_the_teacher(manifest, targets, tmp_path):
     recipe = replace(tiny(), teacher=str(targets), speeds=SPEEDS)
     samples, utterances = build_cache([manifest], manifest.parent / "cache", RATE)
@@ -302,8 +322,8 @@ def test_teach_chooses_the_same_recordings_when_others_are_added():
     assert len(some) == 15 and set(some) < set(teach.chosen(more + said, 5.0))
 
 
-@pytest.mark.parametrize("name", ["ecapa", "titanet", "resnet34", "xvector", "but_resnet", "but_resnet_margin",
-                                  "but_tdnn", "but_tdnn_plp"])  # fmt: skip
+@pytest.mark.parametrize("name", ["ecapa", "ecapa_large_margin", "titanet", "resnet34", "xvector", "but_resnet",
+                                  "but_resnet_margin", "but_tdnn", "but_tdnn_plp"])  # fmt: skip
 def test_recipes_make_encoders(name):
     recipe = train.find_recipe(f"speaker:{name}")
     assert recipe.name == name
