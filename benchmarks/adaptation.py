@@ -36,6 +36,7 @@ from speaker.trials import Trials, read_trials
 
 RECORDINGS = 4  # of each person
 TELEPHONE = AugmentConfig(telephone_probability=1.0)
+HEADING = ("trials", "people", "of their mean", "EER %", "difference", "Cllr", "Cllr - minCllr")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,14 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 vectors, seconds = embedded(encoder, trials, options.root, config)
                 rows += measure(f"{path.stem}{name}", trials, vectors, seconds, evidence, options.people)
                 print(*rows[-1], sep="\t", file=sys.stderr, flush=True)
+        if not rows:
+            raise SpeechError(f"no list is left: each half of the speakers needs {LEAST} people")
+        text = report.table(HEADING, rows)
+        print(text)
+        for path in options.write:
+            report.write_sections(path, {"adaptation": text})
     except SpeechError as error:
         print(f"adaptation: error: {error}", file=sys.stderr)
         return 2
-    heading = ["trials", "people", "of their mean", "EER %", "difference", "Cllr", "Cllr - minCllr"]
-    text = report.table(heading, rows)
-    print(text)
-    for path in options.write:
-        report.write_sections(path, {"adaptation": text})
     return 0
 
 

@@ -88,11 +88,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = [of_list(systems, weights, trials, options.root, cut) for cut in options.seconds]
             more, gain = table_rows(path.stem, [s.name for s in systems], trials, found)
             rows, gains = rows + more, [*gains, gain]
+        text = to_markdown(options.seconds, rows, gains)
+        print(text)
+        for path in options.write:
+            report.write_sections(path, {"but": text})
     except SpeechError as error:
         print(f"but_fusion: error: {error}", file=sys.stderr)
         return 2
-    columns = [f"{cut:g} s" if cut else "whole" for cut in options.seconds]
-    text = "\n\n".join(
+    return 0
+
+
+def to_markdown(cuts: Sequence[float], rows: list[list[str]], gains: list[list[str]]) -> str:
+    """Both tables."""
+    columns = [f"{cut:g} s" if cut else "whole" for cut in cuts]
+    return "\n\n".join(
         [
             report.table(["trials", "system", *columns], rows),
             "EER of the fusion minus that of the best single one:",
@@ -100,15 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "EER % [95 %] / minDCF(0.01); intervals: bootstrap over speakers.",
         ]
     )
-    print(text)
-    for path in options.write:
-        report.write_sections(path, {"but": text})
-    return 0
 
 
 def prepared(name: str, samples: np.ndarray, train: list[Utterance], top: int) -> System:
     """Load a network and learn its back end."""
     encoder = speaker.load(name)
+    if encoder.config.front_end.sample_rate != RATE:
+        raise SpeechError(f"{name} takes {encoder.config.front_end.sample_rate} Hz; the networks share recordings of "
+                          f"{RATE} Hz: fuse networks of that rate")  # fmt: skip
     names, vectors = recordings_of_speakers(encoder, samples, train)
     speakers, means = speaker_means(vectors, names)
     backend: Any = Cosine(means.mean(0))

@@ -28,7 +28,6 @@ from speaker.quality import assess
 from speaker.scoring import Cosine, score
 from speaker.trials import read_trials
 
-RATE = 16_000
 PRIORS = (0.01, 0.1)
 
 
@@ -44,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         text = measure(options.trials, options.root, options.noise, options.model)
+        print(text)
+        for path in options.write:
+            report.write_sections(path, {"calibration": text})
     except SpeechError as error:
         print(f"calibration: error: {error}", file=sys.stderr)
         return 2
-    print(text)
-    for path in options.write:
-        report.write_sections(path, {"calibration": text})
     return 0
 
 
@@ -60,8 +59,9 @@ def measure(lists: Sequence[Path], root: Path, noise: Sequence[str], model: str)
     evidence = evidence_of(folder, encoder)
     if evidence is None:
         raise SpeechError(f"{folder} has no calibration; `python -m recipes.calibrate` makes one")
+    rate = encoder.config.front_end.sample_rate
     chain = Augment(AugmentConfig(noise_probability=1.0 if noise else 0.0, noise_paths=tuple(noise),
-                                  noise_snr=(0.0, 30.0)), RATE)  # fmt: skip
+                                  noise_snr=(0.0, 30.0)), rate)  # fmt: skip
     rng, parts = np.random.default_rng(0), []
     for path in lists:
         trials = read_trials(path)
@@ -69,13 +69,13 @@ def measure(lists: Sequence[Path], root: Path, noise: Sequence[str], model: str)
         clean, hard, seconds = [], [], []
         with torch.inference_mode():
             for name in names:
-                wav = audio.load(root / name, RATE, mono=True)[0][0].numpy()
+                wav = audio.load(root / name, rate, mono=True)[0][0].numpy()
                 clean.append(encoder(torch.from_numpy(wav)[None])[0].double().numpy())
-                count = min(len(wav), round(rng.uniform(1, 10) * RATE))
+                count = min(len(wav), round(rng.uniform(1, 10) * rate))
                 start = int(rng.integers(len(wav) - count + 1))
                 wav = chain(np.ascontiguousarray(wav[start : start + count]), rng)
                 hard.append(encoder(torch.from_numpy(wav)[None])[0].double().numpy())
-                seconds.append(assess(wav, RATE).seconds)
+                seconds.append(assess(wav, rate).seconds)
         labels = np.array(trials.labels)
         whole, cut = (score(trials, names, np.array(vectors), Cosine()).values for vectors in (clean, hard))
         known = evidence.side(np.array(hard), np.array(seconds))

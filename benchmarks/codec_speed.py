@@ -11,6 +11,7 @@ convolutions and attention (neither FFT, nor LSTM, nor elementwise operations). 
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from codec.esc_config import EscConfig
 from codec.info import count_macs
 from codec.live import EscLive
 from codec.model import Codec
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, SpeechError
 
 ENCODEC_RATE, ENCODEC_KBPS = 24000, 6.0
 
@@ -53,8 +54,8 @@ class Result:
     decode_rtf: float
 
 
-def main() -> None:
-    """Measure and print."""
+def main() -> int:
+    """Measure and print; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="esc_live", help="live model, name or folder (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -63,14 +64,19 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with torch.no_grad():
-        contestants = [
-            ours(live_model(arguments.model), arguments.seconds),
-            ours(Esc(EscConfig()).eval(), arguments.seconds, "ESC-Base (random weights)"),
-        ]
-        contestants += encodec(arguments.seconds)
-        results = race(contestants, arguments.seconds, arguments.repeats)
+    try:
+        with torch.no_grad():
+            contestants = [
+                ours(live_model(arguments.model), arguments.seconds),
+                ours(Esc(EscConfig()).eval(), arguments.seconds, "ESC-Base (random weights)"),
+            ]
+            contestants += encodec(arguments.seconds)
+            results = race(contestants, arguments.seconds, arguments.repeats)
+    except SpeechError as error:
+        print(f"codec_speed: error: {error}", file=sys.stderr)
+        return 2
     print(json.dumps([asdict(r) for r in results], indent=1) if arguments.json else to_text(results))
+    return 0
 
 
 def live_model(name: str) -> Codec:
@@ -78,7 +84,7 @@ def live_model(name: str) -> Codec:
     try:
         return files.load_model(name)
     except CheckpointError as error:
-        print(f"{error}: timing random weights instead")
+        print(f"{error}: timing random weights instead", file=sys.stderr)
         return EscLive(EscLiveConfig()).eval()
 
 
@@ -100,7 +106,7 @@ def encodec(seconds: float) -> list[Contestant]:
     try:
         from transformers import EncodecConfig, EncodecModel
     except ImportError:
-        print("transformers is not installed: no comparison with EnCodec")
+        print("transformers is not installed: no comparison with EnCodec", file=sys.stderr)
         return []
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -172,4 +178,4 @@ def to_text(results: list[Result]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

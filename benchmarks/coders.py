@@ -60,24 +60,35 @@ class Coder:
     align: bool
 
 
-def load_samples(folders: Sequence[Path], limit: int | None = None, excerpts: Path | None = None) -> list[Sample]:
-    """Read the test files, or parts of them, mixed to mono at 16 kHz."""
+def audio_files(folders: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """All sound files below the folders, each with the folder it was found in; SpeechError if there are none."""
     found = [(folder, path) for folder in folders for path in find_files(folder, AUDIO_SUFFIXES)]
     if not found:
         raise SpeechError(f"no audio file below {', '.join(map(str, folders))}")
+    return found
+
+
+def load_samples(folders: Sequence[Path], limit: int | None = None, excerpts: Path | None = None) -> list[Sample]:
+    """Read the test files, or parts of them, mixed to mono at 16 kHz."""
+    found = audio_files(folders)
     parts: list[tuple[Path, Path, int, int | None]] = [(folder, path, 0, None) for folder, path in found]
     if excerpts:
         parts = _excerpts(excerpts, found)
     samples = []
     for folder, path, start, count in evenly(parts, limit):
-        wav = audio.load(path, sample_rate=RATE, mono=True)[0][0, start:]
-        samples.append(Sample(path.stem, folder.resolve().name, rounded(wav[:count])))
+        wav = audio.load(path, sample_rate=RATE, mono=True)[0][0]
+        part = wav[start:][:count]
+        if not len(part):
+            raise SpeechError(f"{excerpts}: {path} has {len(wav)} samples at 16 kHz, no excerpt from {start} on")
+        samples.append(Sample(path.stem, folder.resolve().name, rounded(part)))
     return samples
 
 
 def _excerpts(listing: Path, found: list[tuple[Path, Path]]) -> list[tuple[Path, Path, int, int | None]]:
     """Where the excerpts of a CSV are; by name without suffix, since the same corpus comes as wav and as FLAC."""
-    by_stem = {path.stem: (folder, path) for folder, path in found}
+    by_stem: dict[str, list[tuple[Path, Path]]] = {}
+    for folder, path in found:
+        by_stem.setdefault(path.stem, []).append((folder, path))
     with listing.open(newline="") as file:
         rows = list(csv.DictReader(file))
     there = [row for row in rows if Path(row["source"]).stem in by_stem]
@@ -85,10 +96,16 @@ def _excerpts(listing: Path, found: list[tuple[Path, Path]]) -> list[tuple[Path,
         raise SpeechError(f"none of the sources of {listing} is below the folders given")
     if len(there) < len(rows):
         print(f"{len(rows) - len(there)} of {len(rows)} excerpts are not below the folders given", file=sys.stderr)
-    return [
-        (*by_stem[Path(row["source"]).stem], int(row["start_sample_16k"]), round(float(row["seconds"]) * RATE))
-        for row in there
-    ]
+    parts: list[tuple[Path, Path, int, int | None]] = []
+    for row in there:
+        candidates = by_stem[Path(row["source"]).stem]
+        if len(candidates) > 1:
+            paths = ", ".join(str(path) for _, path in candidates)
+            raise SpeechError(
+                f"{row['source']} of {listing} may be any of {paths}; give folders where a name is there once"
+            )
+        parts.append((*candidates[0], int(row["start_sample_16k"]), round(float(row["seconds"]) * RATE)))
+    return parts
 
 
 def evenly(items: list[Item], limit: int | None) -> list[Item]:

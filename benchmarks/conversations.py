@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from engine import audio
 from engine.errors import SpeechError
 from recipes.harness.data import is_validation
+from recipes.harness.recordings import UNLABELLED
 from speaker.activity import FRAME_RATE, segments
 from speaker.rttm import Segment
 
@@ -42,7 +43,9 @@ def recordings(manifest: Path, split: str, held_out: float | None = None, second
     with manifest.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             name = row["speaker"]
-            if row["split"] == split and (held_out is None or is_validation(name, held_out)):
+            if row["split"] != split or name.endswith(UNLABELLED):
+                continue
+            if held_out is None or is_validation(name, held_out):
                 found.setdefault(name, []).append(manifest.parent / row["path"])
                 total[name] = total.get(name, 0.0) + float(row["seconds"])
     kept = {name: paths for name, paths in found.items() if total[name] >= seconds}
@@ -73,12 +76,15 @@ def converse(
     order = [*chosen, *chosen]  # everybody speaks twice at least, if there is speech for it
     rng.shuffle(order)
     last = ""
-    while at < seconds or order:
-        names = [name for name in (order or chosen) if name != last and pools[name]]
-        if not names:
+    while True:
+        order = [name for name in order if pools[name]]
+        due = [name for name in order if name != last]
+        # Where only who has just spoken is due, somebody else comes in between.
+        names = due or [name for name in chosen if name != last and pools[name]]
+        if not names or (at >= seconds and not order):
             break
-        name = str(names[0] if order else rng.choice(names))
-        if order:
+        name = str(due[0] if due else rng.choice(names))
+        if due:
             order.remove(name)
         turn, spans = pools[name].pop()
         length = len(turn) / RATE

@@ -66,19 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         encoder = speaker.load(options.model)
+        if encoder.config.front_end.sample_rate != RATE:
+            raise SpeechError(f"the conversations are mixed at {RATE} Hz; {encoder.name} takes "
+                              f"{encoder.config.front_end.sample_rate}: measure an encoder of {RATE} Hz")  # fmt: skip
         models = back_end(encoder, Path(options.model) if Path(options.model).is_dir() else None)
         voices = recordings(options.data, options.split, options.held_out, options.least)
         cells = [(k, o) for k in options.speakers for o in options.overlap for _ in range(options.num)]
         errors: dict[tuple[str, float], list[Parts]] = {}
         counted: dict[str, list[int]] = {}
         spoken: dict[str, list[Parts]] = {}
+        lengths: list[float] = []
         for seed, (count, overlap) in enumerate(cells):
             rng = np.random.default_rng(seed)
             snr = rng.uniform(*SNR) if options.noise and seed % 2 else None
             made = converse(voices, rng, count, overlap, options.seconds, snr)
+            lengths.append(len(made.wav) / RATE)
             run(made, count, options.systems, encoder, models, errors, counted, spoken)
             print(f"{seed + 1}/{len(cells)}", file=sys.stderr, flush=True)
-        text = tables(cells, options, errors, counted, spoken)
+        text = tables(cells, options, errors, counted, spoken, lengths)
         print(text)
         for path in options.write:
             report.write_sections(path, {"diarization": text})
@@ -165,7 +170,7 @@ def rate(parts: Sequence[Parts], seed: int = 0) -> str:
 
 def tables(
     cells: list[tuple[int, float]], options: argparse.Namespace, errors: dict[tuple[str, float], list[Parts]],
-    counted: dict[str, list[int]], spoken: dict[str, list[Parts]],
+    counted: dict[str, list[int]], spoken: dict[str, list[Parts]], lengths: list[float],
 ) -> str:  # fmt: skip
     """All systems over all conversations; DER by number of speakers and overlap; voice activity."""
     rows = []
@@ -189,7 +194,8 @@ def tables(
     for vad, parts in spoken.items():
         missed, false, speech, pause = np.stack(parts).sum(0)
         heard.append([vad, f"{100 * missed / speech:.1f}", f"{100 * false / pause:.1f}"])
-    told = f"{len(cells)} conversations of about {options.seconds:g} s, split {options.split}"
+    told = f"{len(cells)} conversations of {np.mean(lengths):.0f} s on average, {min(lengths):.0f} s at least, "
+    told += f"split {options.split}"
     told += ", every second one with noise at 5 to 20 dB." if options.noise else "."
     parts = [report.table(heading, rows), of, report.table(columns, grid)]
     if heard:

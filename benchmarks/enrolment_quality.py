@@ -30,7 +30,7 @@ from recipes.harness.recordings import UNLABELLED
 from speaker.enrolment import MIN_AGREEMENT, agreement, signal_to_noise, window_embeddings
 from speaker.quality import FRAME, speech_frames
 
-RATE, SECONDS = 16_000, 10.0
+SECONDS, NOISY_SECONDS = 10.0, 5.0  # of a clip, and of one with noise
 Wav = NDArray[np.float32]
 Speakers = dict[str, dict[str, list[Path]]]  # corpus -> speaker -> files
 
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         corpora = read(options.data, options.split)
         print(voices(encoder, corpora, options.clips, rng), flush=True)
         if options.noise is not None:
-            print("\n" + noises(corpora, read(options.noise, "noise"), options.clips, rng))
+            rate = encoder.config.front_end.sample_rate
+            print("\n" + noises(corpora, read(options.noise, "noise"), options.clips, rng, rate))
     except SpeechError as error:
         print(f"enrolment_quality: error: {error}", file=sys.stderr)
         return 2
@@ -70,21 +71,21 @@ def read(manifest: Path, split: str) -> Speakers:
     return found
 
 
-def joined(files: Sequence[Path], rng: np.random.Generator, seconds: float) -> Wav | None:
+def joined(files: Sequence[Path], rng: np.random.Generator, seconds: float, rate: int) -> Wav | None:
     """So many seconds of a speaker's recordings, in random order, each at the same level; None where there is less."""
     parts: list[Wav] = []
     for index in rng.permutation(len(files)):
-        wav = audio.load(files[index], RATE, mono=True)[0][0].numpy()
+        wav = audio.load(files[index], rate, mono=True)[0][0].numpy()
         parts.append(wav * (0.05 / max(float(wav.std()), 1e-6)))
-        if sum(map(len, parts)) >= seconds * RATE:
-            return np.concatenate(parts)[: round(seconds * RATE)]
+        if sum(map(len, parts)) >= seconds * rate:
+            return np.concatenate(parts)[: round(seconds * rate)]
     return None
 
 
-def contaminated(files: Sequence[Path], others: Sequence[Path], rng: np.random.Generator) -> Wav | None:
+def contaminated(files: Sequence[Path], others: Sequence[Path], rng: np.random.Generator, rate: int) -> Wav | None:
     """A clip of which 30 to 50 % are another speaker's."""
     share = rng.uniform(0.3, 0.5) * SECONDS
-    first, second = joined(files, rng, SECONDS - share), joined(others, rng, share)
+    first, second = joined(files, rng, SECONDS - share, rate), joined(others, rng, share, rate)
     if first is None or second is None:
         return None
     return np.concatenate([first, second] if rng.random() < 0.5 else [second, first])
@@ -92,18 +93,21 @@ def contaminated(files: Sequence[Path], others: Sequence[Path], rng: np.random.G
 
 def voices(encoder: speaker.SpeakerEncoder, corpora: Speakers, clips: int, rng: np.random.Generator) -> str:
     """A table: area under the curve, and the agreement below which lie 5 % of the clips of one voice."""
-    rows, everything = [], []
+    rows, everything, rate = [], [], encoder.config.front_end.sample_rate
     for corpus, speakers in corpora.items():
         found = []  # (agreement, two voices, speaker)
-        names = [name for name, files in speakers.items() if joined(files, rng, SECONDS) is not None]
+        names = [name for name, files in speakers.items() if joined(files, rng, SECONDS, rate) is not None]
         if len(names) < 2:
             continue
         for number in range(2 * clips):
             name, other = rng.choice(names, 2, replace=False)
             two = bool(number % 2)
-            wav = contaminated(speakers[name], speakers[other], rng) if two else joined(speakers[name], rng, SECONDS)
+            if two:
+                wav = contaminated(speakers[name], speakers[other], rng, rate)
+            else:
+                wav = joined(speakers[name], rng, SECONDS, rate)
             if wav is not None:
-                found.append((agreement(window_embeddings(encoder, wav, RATE)), two, name))
+                found.append((agreement(window_embeddings(encoder, wav, rate)), two, name))
         rows.append([corpus, *figures(found, rng)])
         everything += found
     if len(rows) != 1:
@@ -145,27 +149,34 @@ def area(values: NDArray[np.float64], two: NDArray[np.bool_]) -> float:
     return float(wins.mean() / len(lower))
 
 
-def noises(corpora: Speakers, noise: Speakers, clips: int, rng: np.random.Generator) -> str:
+def noises(corpora: Speakers, noise: Speakers, clips: int, rng: np.random.Generator, rate: int) -> str:
     """Sentences on the estimated signal-to-noise ratio."""
     files = [file for speakers in noise.values() for each in speakers.values() for file in each]
     people = [files for speakers in corpora.values() for files in speakers.values()]
     true, estimated, unsteady = [], [], []
     while len(true) < clips:
-        clip = joined(people[rng.integers(len(people))], rng, 5.0)
+        if not (people and files):
+            short = f"no speaker has {NOISY_SECONDS:g} s to add noise to; give more recordings of each"
+            raise SpeechError("all of the noise is silent; give other recordings of it" if people else short)
+        person = int(rng.integers(len(people)))
+        clip = joined(people[person], rng, NOISY_SECONDS, rate)
         if clip is None:
+            del people[person]  # nor will there be more of them another time
             continue
-        disturbance = audio.load(files[rng.integers(len(files))], RATE, mono=True)[0][0].numpy()
+        number = int(rng.integers(len(files)))
+        disturbance = audio.load(files[number], rate, mono=True)[0][0].numpy()
         disturbance = np.resize(disturbance, len(clip))
-        level, speech = speech_frames(clip, RATE)
+        level, speech = speech_frames(clip, rate)
         snr = rng.uniform(0, 30)
         loud = float(np.mean(10 ** (level[speech] / 10)))
-        power = float(np.mean(disturbance[: len(speech) * round(FRAME * RATE)] ** 2))
+        power = float(np.mean(disturbance[: len(speech) * round(FRAME * rate)] ** 2))
         if power < 1e-10:
+            del files[number]  # as silent another time
             continue
         mixed = clip + disturbance * np.float32(np.sqrt(loud / power * 10 ** (-snr / 10)))
         true.append(snr)
-        unsteady.append(float(np.std(speech_frames(disturbance, RATE)[0])))
-        estimated.append(signal_to_noise(mixed.astype(np.float32), RATE))
+        unsteady.append(float(np.std(speech_frames(disturbance, rate)[0])))
+        estimated.append(signal_to_noise(mixed.astype(np.float32), rate))
     found, expected = np.array(estimated), np.array(true)
     steady = np.array(unsteady) <= np.median(unsteady)
     lines = []

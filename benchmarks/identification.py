@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
+        check(options)
         encoder = speaker.load(options.model)
         cohort = cohort_of(checkpoint.find(options.model), encoder.identity)
         simulation = Simulation(*training(encoder, options.train))
@@ -107,14 +108,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parts.append(real(encoder, simulation, cohort, options.trials, options.root, options.rate))
         if options.search:
             parts.append(searching(simulation, options.search, options.first_dims))
+        text = "\n\n".join(parts)
+        print(text)
+        for path in options.write:
+            report.write_sections(path, {"identification": text})
     except SpeechError as error:
         print(f"identification: error: {error}", file=sys.stderr)
         return 2
-    text = "\n\n".join(parts)
-    print(text)
-    for path in options.write:
-        report.write_sections(path, {"identification": text})
     return 0
+
+
+def check(options: argparse.Namespace) -> None:
+    """SpeechError for what would end the command after minutes."""
+    if options.trials and options.root is None:
+        raise SpeechError("--trials needs --root FOLDER, the folder that the lists' paths start from")
+    if min(options.sizes) < 1:
+        raise SpeechError(f"--sizes are numbers of people, 1 or more; got {min(options.sizes)}")
+    most = max(map(num_galleries, options.sizes))
+    if options.probes < most:
+        raise SpeechError(f"--probes {options.probes} are too few: {most} galleries of a size get one each at least")
 
 
 def training(encoder: SpeakerEncoder, manifest: Path) -> tuple[Floats, list[str]]:
@@ -139,7 +151,7 @@ def simulated(simulation: Simulation, cohort: NDArray | None, sizes: Sequence[in
     rows = []
     for size in sizes:
         rng, counts, took = np.random.default_rng(size), np.zeros(4, dtype=int), []
-        galleries = max(1, min(GALLERIES, 20_000 // size))
+        galleries = num_galleries(size)
         for _ in range(galleries):
             people = simulation.people(size, rng)
             gallery = drawn_gallery(simulation, people, rng)
@@ -161,6 +173,11 @@ def simulated(simulation: Simulation, cohort: NDArray | None, sizes: Sequence[in
     told = (f"Target {100 * rate:g} %. FPIR: strangers taken for somebody; FNIR: the known not recognized or taken for "
             "another. ms: one decision, one thread. Embeddings of simulated speakers.")  # fmt: skip
     return report.table(heading, rows) + f"\n\n{told}"
+
+
+def num_galleries(size: int) -> int:
+    """How many of a size are drawn."""
+    return max(1, min(GALLERIES, 20_000 // size))
 
 
 def drawn_gallery(simulation: Simulation, people: Floats, rng: np.random.Generator) -> Gallery:

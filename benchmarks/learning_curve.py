@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", nargs="+", type=Path, default=[], metavar="FILE")
     options = parser.parse_args(arguments)
     try:
-        curves = {path.parent.name or str(path): read_curve(path, options.metric) for path in options.runs}
+        names = run_names(options.runs)
+        curves = {names[path]: read_curve(path, options.metric) for path in options.runs}
         text = to_markdown(curves, options.metric)
         print(text)
         if options.png:
@@ -46,20 +47,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """The folder's name of each run; of runs whose folders share one the whole path."""
+    short = {path: path.absolute().parent.name for path in paths}
+    return {path: str(path) if list(short.values()).count(name) > 1 else name for path, name in short.items()}
+
+
 def read_curve(path: Path, metric: str) -> tuple[Values, Values]:
     """Hours of audio heard and the metric, where it was measured."""
     if not path.is_file():
         raise SpeechError(f"{path}: no such file; a run writes metrics.csv into its folder")
-    rows = [row for row in record.read_metrics(path) if row.get(metric) and float(row["hours_seen"]) > 0]
-    if len(rows) < 4:
-        raise SpeechError(f"{path} has {len(rows)} values of {metric!r}; a curve takes at least 4")
-    return np.array([float(row["hours_seen"]) for row in rows]), np.array([float(row[metric]) for row in rows])
+    rows = record.read_metrics(path)
+    if rows and "hours_seen" not in rows[0]:
+        raise SpeechError(f"{path} has no column hours_seen; give the metrics.csv that recipes.train writes")
+    points = np.array([(float(row["hours_seen"] or "nan"), float(row[metric])) for row in rows if row.get(metric)])
+    points = points.reshape(-1, 2)
+    points = points[np.isfinite(points).all(axis=1) & (points[:, 0] > 0)]  # a metric may be undefined for a while
+    if len(points) < 4:
+        raise SpeechError(f"{path} has {len(points)} values of {metric!r}; a curve takes at least 4")
+    hours, values = points.T
+    if len(np.unique(hours[half(hours)])) < 2:
+        raise SpeechError(f"{path}: the second half of {metric!r} is all at {hours[-1]:g} hours; a line needs another")
+    return hours, values
+
+
+def half(hours: Values) -> slice:
+    """The part of a curve that the line is fitted to: the second half, all of a short one."""
+    return slice(len(hours) // 2 if len(hours) >= 8 else 0, None)
 
 
 def fit(hours: Values, values: Values) -> tuple[Values, Values]:
     """Coefficients (b, a) of a + b log2(hours) over the second half, and their covariance."""
-    half = slice(len(hours) // 2 if len(hours) >= 8 else 0, None)
-    x, y = np.log2(hours[half]), values[half]
+    x, y = np.log2(hours[half(hours)]), values[half(hours)]
     design = np.stack([x, np.ones_like(x)], axis=1)
     coefficients, *_ = np.linalg.lstsq(design, y, rcond=None)
     variance = ((y - design @ coefficients) ** 2).sum() / max(1, len(x) - 2)

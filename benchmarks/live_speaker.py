@@ -31,6 +31,7 @@ from benchmarks import report
 from engine import audio, checkpoint
 from engine.errors import SpeechError
 from engine.pipeline import run
+from recipes.harness.recordings import UNLABELLED
 from speaker.evidence import Evidence, evidence_of
 from speaker.live import LiveEncoder
 from speaker.quality import assess
@@ -73,24 +74,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
-        streams = read_streams(options.data, options.split, options.seconds, options.enrol)
+        rate = speaker.load(options.model).config.front_end.sample_rate
+        streams = read_streams(options.data, options.split, options.seconds, options.enrol, rate)
         sections = {
             "live_cosine": cosine_table(options.model, streams),
             "sequential": sequential_table(options.model, streams),
         }
+        print("\n\n".join(sections.values()))
+        for path in options.write:
+            report.write_sections(path, sections)
     except SpeechError as error:
         print(f"live_speaker: error: {error}", file=sys.stderr)
         return 2
-    print("\n\n".join(sections.values()))
-    for path in options.write:
-        report.write_sections(path, sections)
     return 0
 
 
-def read_streams(manifest: Path, split: str, seconds: float, enrol: float) -> list[Stream]:
-    """Streams of all speakers of a split who have enough recordings, in the order of the manifest."""
+def read_streams(manifest: Path, split: str, seconds: float, enrol: float, sample_rate: int = 16_000) -> list[Stream]:
+    """Streams of all known speakers of a split who have enough recordings, in the order of the manifest."""
     with manifest.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+        rows = [r for r in csv.DictReader(file) if r["split"] == split and not r["speaker"].endswith(UNLABELLED)]
     by_speaker: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         by_speaker.setdefault((row["corpus"], row["speaker"]), []).append(row["path"])
@@ -99,13 +101,14 @@ def read_streams(manifest: Path, split: str, seconds: float, enrol: float) -> li
         parts: tuple[list[Tensor], list[Tensor]] = ([], [])
         lengths = [0, 0]
         for path in paths:
-            side = int(lengths[0] >= enrol * 16_000)
-            if lengths[1] >= seconds * 16_000:
+            side = int(lengths[0] >= enrol * sample_rate)
+            if lengths[1] >= seconds * sample_rate:
                 break
-            parts[side].append(audio.load(manifest.parent / path, 16_000, mono=True)[0][0])
+            parts[side].append(audio.load(manifest.parent / path, sample_rate, mono=True)[0][0])
             lengths[side] += len(parts[side][-1])
-        if lengths[1] >= seconds / 2 * 16_000:
-            streams.append(Stream(corpus, name, torch.cat(parts[0]), torch.cat(parts[1])[: round(seconds * 16_000)]))
+        if lengths[1] >= seconds / 2 * sample_rate:
+            live = torch.cat(parts[1])[: round(seconds * sample_rate)]
+            streams.append(Stream(corpus, name, torch.cat(parts[0]), live))
     if not streams:
         raise SpeechError(f"{manifest}: no speaker of the split {split!r} has {enrol:g} + {seconds / 2:g} s")
     return streams
@@ -115,6 +118,7 @@ def read_streams(manifest: Path, split: str, seconds: float, enrol: float) -> li
 def cosine_table(model: str, streams: Sequence[Stream], per_corpus: int = 8) -> str:
     """Mean and least cosine to the file, for several lengths of the exact beginning."""
     encoder = speaker.load(model)
+    rate = encoder.config.front_end.sample_rate
     counts: dict[str, int] = {}
     chosen = []
     for stream in streams:
@@ -128,7 +132,7 @@ def cosine_table(model: str, streams: Sequence[Stream], per_corpus: int = 8) -> 
             stage = EmbedStage(LiveEncoder(encoder, warm_seconds=warm), HOP, gate=False)
             for each in run([stream.live[None]], stage):
                 if each.seconds in LOOKS and each.vectors[0] is not None:
-                    whole = encoder(stream.live[None, : round(each.seconds * 16_000)])[0]
+                    whole = encoder(stream.live[None, : round(each.seconds * rate)])[0]
                     cosine = torch.cosine_similarity(torch.from_numpy(each.vectors[0]), whole, dim=0)
                     found.setdefault(int(each.seconds), []).append(float(cosine))
         rows.append([f"{warm:g} s", *(f"{np.mean(v):.3f} ({min(v):.3f})" for t in LOOKS if (v := found.get(t)))])
@@ -171,11 +175,11 @@ def sequential_table(model: str, streams: Sequence[Stream]) -> str:
 @torch.inference_mode()
 def ratio_paths(live: LiveEncoder, evidence: Evidence, streams: Sequence[Stream]) -> Paths:
     """Every stream against every enrolment."""
-    encoder = live.encoder
+    encoder, rate = live.encoder, live.encoder.config.front_end.sample_rate
     prints = np.array([encoder(stream.enrolment[None])[0].double().numpy() for stream in streams])
-    spoken = np.array([assess(stream.enrolment.numpy(), 16_000).seconds for stream in streams])
+    spoken = np.array([assess(stream.enrolment.numpy(), rate).seconds for stream in streams])
     enrolled, sides = unit(prints), evidence.side(prints, spoken)
-    looks = max(math.ceil(len(stream.live) / (HOP * 16_000)) for stream in streams)
+    looks = max(math.ceil(len(stream.live) / (HOP * rate)) for stream in streams)
     ratios = np.full((len(streams), len(streams), looks), np.nan)
     speech = np.full((len(streams), looks), np.nan)
     for i, stream in enumerate(streams):
@@ -191,20 +195,24 @@ def ratio_paths(live: LiveEncoder, evidence: Evidence, streams: Sequence[Stream]
 def best_and_peaks(
     parts: Sequence[Paths],
 ) -> tuple[list[tuple[NDArray[np.float64], NDArray[np.float64]]], NDArray[np.float64]]:
-    """Of all right pairs the ratios and the speech at every look; of all wrong pairs the highest ratio."""
+    """Of all right pairs the ratios and the speech at every look; of all wrong pairs the highest ratio.
+
+    It is nan where a stream never had enough speech for a look.
+    """
     right, wrong = [], []
     for part in parts:
         num = len(part.ratios)
         right += [(part.ratios[i, i], part.speech[i]) for i in range(num)]
-        peaks = np.nanmax(part.ratios, axis=2)
+        peaks = np.fmax.reduce(part.ratios, axis=2)  # without nanmax's warning where there is nothing else
         wrong.append(peaks[~np.eye(num, dtype=bool)])
     return right, np.concatenate(wrong)
 
 
 def measured_bound(peaks: NDArray[np.float64]) -> float:
     """The least bound that no more than the allowed share of the wrong pairs ever reaches."""
-    allowed = math.floor(FALSE_ACCEPTS * len(peaks))
-    return float(np.nextafter(np.sort(peaks)[::-1][allowed], np.inf))
+    reached = np.where(np.isnan(peaks), -np.inf, peaks)  # no look, so no bound is ever reached
+    allowed = math.floor(FALSE_ACCEPTS * len(reached))
+    return float(np.nextafter(np.sort(reached)[::-1][allowed], np.inf))
 
 
 def first_time(ratios: NDArray[np.float64], speech: NDArray[np.float64], bound: float) -> float:

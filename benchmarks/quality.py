@@ -27,7 +27,7 @@ import torch
 from benchmarks import explain, plots
 from benchmarks.coders import RATE, Coder, Sample, aligned, load_samples, opus, ours, progress
 from benchmarks.lyra import lyra
-from benchmarks.report import NAMES, cell, table, write_sections
+from benchmarks.report import NAMES, cell, count, share_above, table, write_sections
 from codec import files, metrics
 from codec.model import Codec
 from engine.errors import SpeechError
@@ -155,8 +155,9 @@ def main_table(rows: list[Row], names: Sequence[str]) -> str:
     heading = ["coder", "kbit/s of codes", "kbit/s on disk", *(NAMES[name] for name in names), "n"]
     lines = []
     for row in rows:
-        cells = [cell(name, row.mean(name)) for name in names]
-        lines.append([row.coder, f"{row.payload:.2f}", f"{row.on_disk:.2f}", *cells, str(len(row.scores))])
+        means = {name: row.mean(name) for name in names}
+        cells = [cell(name, mean) for name, mean in means.items()]
+        lines.append([row.coder, f"{row.payload:.2f}", f"{row.on_disk:.2f}", *cells, count(means.values())])
     return table(heading, lines)
 
 
@@ -169,7 +170,7 @@ def paired_table(own: list[Row], peers: list[Row]) -> str:
         for name in ("pesq_wb", "stoi"):
             differences = [a - b for a, b in zip(row.values(name), peer.values(name), strict=True)]
             cells += [cell(name, metrics.bootstrap_interval(differences), sign=True)]
-            cells += [f"{100 * sum(d > 0 for d in differences) / len(differences):.0f} %"]
+            cells += [share_above(differences)]
         lines.append([row.label, f"{peer.label}", *cells])
     heading = ["ours (kbit/s of codes)", "against", "PESQ-WB difference", "better in", "STOI difference", "better in"]
     return table(heading, lines) if lines else "No other coder was measured in this run."

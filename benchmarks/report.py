@@ -1,6 +1,7 @@
 """Markdown tables, and the places in documents that commands rewrite: <!-- name --> ... <!-- /name -->."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from codec.metrics import Interval
@@ -30,8 +31,23 @@ def cell(name: str, interval: Interval, sign: bool = False) -> str:
     return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
+def count(intervals: Iterable[Interval]) -> str:
+    """How many values are behind the figures of a row: a metric may be undefined for some files."""
+    numbers = [interval.n for interval in intervals]
+    return f"{min(numbers)} to {max(numbers)}" if min(numbers) < max(numbers) else str(numbers[0])
+
+
+def share_above(differences: Sequence[float]) -> str:
+    """In how many per cent of the files, of those where the metric is defined, the difference is above 0."""
+    defined = [each for each in differences if not math.isnan(each)]
+    return f"{100 * sum(each > 0 for each in defined) / len(defined):.0f} %" if defined else "-"
+
+
 def write_sections(path: Path, sections: Mapping[str, str]) -> None:
     """Put each section between its marks, where a file has them; a file without any of the marks is an error."""
+    if not path.is_file():
+        raise SpeechError(f"there is no {path} to write to; name a document that has marks such as "
+                          f"<!-- {next(iter(sections))} -->")  # fmt: skip
     text, written = path.read_text(), False
     for name, section in sections.items():
         head, start, rest = text.partition(f"<!-- {name} -->\n")

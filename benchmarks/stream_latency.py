@@ -26,6 +26,7 @@ import codec
 from benchmarks import report
 from codec.live import EscLive
 from codec.onnx_live import OnnxLive
+from codec.stream import live
 from engine.errors import SpeechError
 from engine.streaming import rebuilt
 
@@ -33,8 +34,8 @@ Function = Callable[..., tuple[Tensor, ...]]
 Duplex = Callable[[Tensor], tuple[float, float]]  # (B, 320) -> seconds of encode and of decode
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure and print."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print and write; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="esc_live")
     parser.add_argument("--frames", type=int, default=500, help="timed for one session (default: %(default)s)")
@@ -43,26 +44,43 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="document to write the tables into")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    model = codec.load(options.model)
-    assert isinstance(model, EscLive)
     warnings.filterwarnings("ignore", message=".*(TracerWarning|torch.jit).*")
-    latency, capacity = [], {name: [name] for name in options.backends}
-    with torch.inference_mode():
-        for name, times, opened in _measured(model, options.backends, 1, options.frames):
-            encode, decode = 1000 * times.T
-            cells = [_percentiles(values) for values in (encode, decode, encode + decode)]
-            latency.append([name, *cells, f"{opened:.1f} s"])
-        for batch in options.sessions:
-            for name, times, _ in _measured(model, options.backends, batch, max(10, options.frames // batch)):
-                capacity[name].append(f"{batch * 0.02 / np.median(times.sum(1)):.0f}")
+    try:
+        model = live(codec.load(options.model))
+        assert isinstance(model, EscLive)  # codec.load makes no other live one
+        text = measure(model, options.backends, options.sessions, options.frames)
+        print(text)
+        if options.write:
+            report.write_sections(options.write, {"latency": text})
+    except SpeechError as error:
+        print(f"stream_latency: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+@torch.inference_mode()
+def measure(model: EscLive, backends: list[str], sessions: list[int], frames: int) -> str:
+    """Two tables: latency, and how many sessions a core holds."""
+    latency = []
+    for name, times, opened in _measured(model, backends, 1, frames):
+        encode, decode = 1000 * times.T
+        cells = [_percentiles(values) for values in (encode, decode, encode + decode)]
+        latency.append([name, *cells, f"{opened:.1f} s"])
     heading = ["backend", "encode ms, p50 / p95 / p99", "decode", "both", "set-up"]
     text = report.table(heading, latency) + "\n\nSessions that one core holds, by how many are in a batch:\n\n"
-    rows = [row for row in capacity.values() if len(row) > 1]
-    text += report.table(["backend", *(f"{batch}" for batch in options.sessions)], rows)
-    text += f"\n\n{model.name}, all levels, one thread of {_processor()}; torch {torch.__version__}."
-    print(text)
-    if options.write:
-        report.write_sections(options.write, {"latency": text})
+    text += report.table(["backend", *map(str, sessions)], capacity(model, backends, sessions, frames))
+    return f"{text}\n\n{model.name}, all levels, one thread of {_processor()}; torch {torch.__version__}."
+
+
+def capacity(model: EscLive, backends: list[str], sessions: list[int], frames: int) -> list[list[str]]:
+    """A row for each backend that runs with any number of sessions; "-" where it does not."""
+    rows = {name: [name] for name in backends}
+    for batch in sessions:
+        held = {name: f"{batch * 0.02 / np.median(times.sum(1)):.0f}"
+                for name, times, _ in _measured(model, backends, batch, max(10, frames // batch))}  # fmt: skip
+        for name, row in rows.items():
+            row.append(held.get(name, "-"))
+    return [row for row in rows.values() if {*row[1:]} - {"-"}]
 
 
 def _percentiles(values: np.ndarray) -> str:
@@ -169,4 +187,4 @@ BACKENDS: dict[str, Callable[[EscLive, int], Duplex]] = {
 }
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,13 +24,12 @@ from numpy.typing import NDArray
 
 import codec
 from benchmarks import opus_fec, report
-from benchmarks.coders import evenly
+from benchmarks.coders import audio_files, evenly
 from codec import metrics
 from codec.channel import lost
 from codec.jitter import JitterBuffer
 from codec.live import EscLive
 from codec.packets import PacketFormat
-from codec.paths import AUDIO_SUFFIXES, find_files
 from codec.receive import ReceiveStage
 from codec.send import SendStage
 from codec.stream import live
@@ -52,8 +51,8 @@ class Heard(NamedTuple):
 Coder = Callable[[Signal, NDArray[np.bool_], float], Heard]  # sound, which packets are lost, their share in per cent
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure and print."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print and write; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of speech")
     parser.add_argument("--losses", nargs="+", type=float, default=[0, 5, 10, 20, 30], help="per cent")
@@ -67,6 +66,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="document to write the table into")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    try:
+        text = compare(options)
+        print(text)
+        if options.write:
+            report.write_sections(options.write, {"loss": text})
+    except SpeechError as error:
+        print(f"stream_loss: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare(options: argparse.Namespace) -> str:
+    """The table of the coders and files that the options name."""
+    files = evenly([path for _, path in audio_files(options.folders)], options.limit)
     model = live(codec.load(options.model))
     coders: dict[str, Coder] = {}
     for choice in options.ours:
@@ -78,16 +91,11 @@ def main(arguments: list[str] | None = None) -> None:
         about = opus_fec.version() if options.opus else about
     except SpeechError as error:
         print(f"Opus is left out: {error}", file=sys.stderr)
-    files = [path for folder in options.folders for path in find_files(folder, AUDIO_SUFFIXES)]
-    files = evenly(files, options.limit)
     text = measure(files, coders, options.losses, options.burst)
-    text += (
-        f"\n\n{len(files)} files; mean burst {options.burst:g} packet(s); model {model.name}, id "
+    return (
+        f"{text}\n\n{len(files)} files; mean burst {options.burst:g} packet(s); model {model.name}, id "
         f"{model.model_id.hex()}; {about}."
     )
-    print(text)
-    if options.write:
-        report.write_sections(options.write, {"loss": text})
 
 
 def measure(files: list[Path], coders: dict[str, Coder], losses: list[float], burst: float) -> str:
@@ -108,9 +116,10 @@ def measure(files: list[Path], coders: dict[str, Coder], losses: list[float], bu
                 scores["pesq_wb"].append(metrics.pesq_wb(reference, decoded))
                 scores["stoi"].append(metrics.stoi(reference, decoded))
             seconds = sum(map(len, signals)) / 16000
-            cells = [report.cell(metric, metrics.bootstrap_interval(values)) for metric, values in scores.items()]
-            share = f"{100 * np.mean(redundant):.0f} %"
-            rows.append([name, f"{8 * size / seconds / 1000:.1f}", f"{loss:g}", *cells, share, str(len(signals))])
+            means = {metric: metrics.bootstrap_interval(values) for metric, values in scores.items()}
+            cells = [report.cell(metric, mean) for metric, mean in means.items()]
+            cells += [f"{100 * np.mean(redundant):.0f} %", report.count(means.values())]
+            rows.append([name, f"{8 * size / seconds / 1000:.1f}", f"{loss:g}", *cells])
             print(*rows[-1], sep="\t", file=sys.stderr)
     return report.table(["coder", "kbit/s in all", "loss %", "PESQ-WB", "STOI", "with redundancy", "n"], rows)
 
@@ -145,4 +154,4 @@ def _opus(bitrate: int) -> Coder:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import codec
 from benchmarks import report
-from engine import audio
+from engine import audio, checkpoint
 from engine.errors import SpeechError
 
 # What a child reports of itself: getrusage would count the memory of the parent that it was forked from. Linux only.
@@ -36,8 +36,8 @@ finally:
 COMMAND = [sys.executable, "-c", PROGRAM]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure and print."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print and write; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("speech", type=Path)
     parser.add_argument("--seconds", nargs="+", type=int, default=[10, 3600, 36000])
@@ -45,8 +45,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="document to write the table into")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    wav = audio.load(options.speech, 16000, mono=True)[0]
-    model = codec.load(options.model)
+    try:
+        text = measure(options.speech, options.seconds, options.model)
+        print(text)
+        if options.write:
+            report.write_sections(options.write, {"memory": text})
+    except SpeechError as error:
+        print(f"stream_memory: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(speech: Path, lengths: list[int], name_or_folder: str) -> str:
+    """A table, a row for each length."""
+    wav = audio.load(speech, 16000, mono=True)[0]
+    model = codec.load(name_or_folder)
     minute = wav.repeat(1, 60 * 16000 // wav.shape[1] + 1)[:, : 60 * 16000]
     start = time.process_time()
     codes = model.encode(minute)
@@ -54,24 +67,27 @@ def main(arguments: list[str] | None = None) -> None:
     model.decode(codes)
     at_once = 60 / (encoded - start), 60 / (time.process_time() - encoded)
     rows = [["60 s, at once", "", f"{at_once[0]:.0f}", "", f"{at_once[1]:.0f}"]]
+    chosen = ["--model", elsewhere(name_or_folder), "--force"]
     with tempfile.TemporaryDirectory() as name:
-        for seconds in options.seconds:
+        for seconds in lengths:
             folder = Path(name)
             audio.save(folder / "long.flac", _repeated(wav, seconds * 16000), 16000)
             sizes = []
             for what in (["encode", "long.flac", "long.esc"], ["decode", "long.esc", "back.flac"]):
-                memory, cpu = _run([*COMMAND, *what, "--force"], folder)
+                memory, cpu = _run([*COMMAND, *what, *chosen], folder)
                 sizes += [f"{memory / 1e6:.0f} MB", f"{seconds / cpu:.0f}"]
             rows.append([_length(seconds), *sizes])
             print(*rows[-1], sep="\t", file=sys.stderr)
     heading = ["length", "encode: peak memory", "times real time", "decode: peak memory", "times real time"]
-    text = (
-        report.table(heading, rows)
-        + "\n\nCPU time of the whole process, start of Python and torch included; one thread."
-    )
-    print(text)
-    if options.write:
-        report.write_sections(options.write, {"memory": text})
+    told = "CPU time of the whole process, start of Python and torch included; one thread."
+    return f"{report.table(heading, rows)}\n\n{told}"
+
+
+def elsewhere(model: str) -> str:
+    """What names the same model in a process with another working folder: of a folder its full path."""
+    if model in checkpoint.shipped() or model.startswith(checkpoint.HUB):
+        return model
+    return str(Path(model).resolve())
 
 
 def _repeated(wav: Tensor, num_samples: int) -> Iterator[Tensor]:
@@ -91,10 +107,10 @@ def _run(command: list[str], folder: Path) -> tuple[float, float]:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     after = os.times()
     if done.returncode:
-        raise SpeechError(f"{' '.join(command[-4:])} failed: {done.stderr}")
+        raise SpeechError(f"{' '.join(command[len(COMMAND) :])} failed: {done.stderr}")
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return 1024 * int(done.stdout.split()[-1]), cpu
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,26 +9,27 @@ time saves nearly half more. Active share: frames that the detector takes for sp
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
 import codec
 from benchmarks import report
-from benchmarks.coders import evenly
+from benchmarks.coders import audio_files, evenly
 from codec import metrics
 from codec.jitter import JitterBuffer
 from codec.packets import PacketFormat
-from codec.paths import AUDIO_SUFFIXES, find_files
 from codec.receive import ReceiveStage
 from codec.send import SendStage
-from codec.stream import live
+from codec.stream import Live, live
 from engine import audio
+from engine.errors import SpeechError
 from engine.pipeline import Rebuffer, run
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure and print."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print and write; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of speech")
     parser.add_argument("--limit", type=int, default=40, help="files of each folder, taken evenly")
@@ -37,17 +38,30 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="document to write the table into")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    model = live(codec.load(options.model))
+    try:
+        found = {folder: [path for _, path in audio_files([folder])] for folder in options.folders}
+        text = measure(live(codec.load(options.model)), found, options.limit, options.levels)
+        print(text)
+        if options.write:
+            report.write_sections(options.write, {"silence": text})
+    except SpeechError as error:
+        print(f"stream_silence: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(model: Live, found: dict[Path, list[Path]], limit: int, levels: int) -> str:
+    """A row for each folder and its files."""
     config = model.config
     form, rows = PacketFormat(config.num_groups, config.code_bits), []
-    for folder in options.folders:
+    for folder, paths in found.items():
         sizes, slots, silent = {False: 0, True: 0}, 0, 0
         scores: dict[str, dict[bool, list[float]]] = {name: {False: [], True: []} for name in ("pesq_wb", "stoi")}
-        files = evenly(list(find_files(folder, AUDIO_SUFFIXES)), options.limit)
+        files = evenly(paths, limit)
         for path in files:
             wav = audio.load(path, config.sample_rate, mono=True)[0]
             for dtx in (False, True):
-                sender = SendStage(model, options.levels, dtx=dtx)
+                sender = SendStage(model, levels, dtx=dtx)
                 packets = list(run([wav], Rebuffer(config.samples_per_frame, tail=model.istft.delay), sender))
                 sizes[dtx] += sum(map(len, packets))
                 buffer, stage = JitterBuffer(1), ReceiveStage(model)
@@ -57,19 +71,16 @@ def main(arguments: list[str] | None = None) -> None:
                 for name, values in scores.items():
                     values[dtx].append(getattr(metrics, name)(wav[0], heard))
             slots, silent = slots + sender.num_slots, silent + sender.num_silent
-        cells = [report.cell(name, metrics.bootstrap_interval(values[dtx]))
+        means = [(name, metrics.bootstrap_interval(values[dtx]))
                  for name, values in scores.items() for dtx in (False, True)]  # fmt: skip
+        cells = [report.cell(name, mean) for name, mean in means]
+        num_files = report.count(mean for _, mean in means)
         saved = 1 - sizes[True] / sizes[False]
-        rows.append(
-            [folder.name, f"{100 * (1 - silent / slots):.0f} %", f"{100 * saved:.0f} %", *cells, str(len(files))]
-        )
+        rows.append([folder.name, f"{100 * (1 - silent / slots):.0f} %", f"{100 * saved:.0f} %", *cells, num_files])
     heading = ["speech", "active", "bytes saved", "PESQ-WB without", "with", "STOI without", "with", "n"]
-    text = report.table(heading, rows)
-    text += f"\n\n{model.name} with {options.levels} levels, id {model.model_id.hex()}, packets of 20 ms."
-    print(text)
-    if options.write:
-        report.write_sections(options.write, {"silence": text})
+    told = f"{model.name} with {levels} levels, id {model.model_id.hex()}, packets of 20 ms."
+    return f"{report.table(heading, rows)}\n\n{told}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -37,6 +37,7 @@ from recipes.harness import loaders, record
 from recipes.harness.callbacks import Stop
 from recipes.recipe import Recipe
 from recipes.tasks import make_task
+from speaker.model import SpeakerEncoder
 
 RECORDINGS = Path(audio.__file__).parent / "recordings"
 PHASES = ("data", "forward", "losses", "backward", "optimizer", "average")
@@ -72,8 +73,11 @@ class Clock(pl.Callback):
         self.phase, self.since = phase, now
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.model.register_forward_pre_hook(lambda *_: self.mark("forward"))
-        pl_module.model.register_forward_hook(lambda *_: self.mark("losses"))
+        first = last = pl_module.model
+        if isinstance(first, SpeakerEncoder):  # SpeakerTask calls its parts, the front end in single precision
+            first, last = first.front_end, first.backbone
+        first.register_forward_pre_hook(lambda *_: self.mark("forward"))
+        last.register_forward_hook(lambda *_: self.mark("losses"))
         for optimizer in trainer.optimizers:
             optimizer.register_step_post_hook(lambda *_: self.mark("average"))
 
@@ -187,6 +191,8 @@ def measure(name: str, precision: str, steps: int, ops: int) -> Result:
         trainer = train.make_trainer(recipe, options, callbacks)
         batches, _ = loaders.make_loaders(task, [write_manifest(Path(folder))], Path(folder))
         trainer.fit(task, batches)
+    if clock.done < total:  # a signal: `Stop` ends a training as if it were whole, figures would be of a part
+        raise SpeechError(f"{name}, {precision}: stopped after {clock.done} of {total} steps; measure again")
     return Result(name, precision, task.seconds_per_step, clock)
 
 

@@ -34,7 +34,7 @@ from speaker.quality import assess
 from speaker.scoring import Cosine, score
 from speaker.trials import Trials, read_trials
 
-RATE = 16_000
+RATE = 16_000  # of the encoders of others
 Wav = NDArray[np.float32]
 Embed = Callable[[Wav], NDArray[np.float32]]
 
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         encoders: dict[str, Embed] = {name: ours(encoder) for name, encoder in loaded.items()}
         encoders |= {name: load_teacher(name) for name in options.beside}
         fused = options.models if options.fuse else ()
-        text = measure(options.trials, options.root, encoders, options.seconds, fused, judges)
+        rates = {name: encoder.config.front_end.sample_rate for name, encoder in loaded.items()}
+        text = measure(options.trials, options.root, encoders, options.seconds, fused, judges, rates)
         print(text)
         for path in options.write:
             report.write_sections(path, {"verification": text})
@@ -79,11 +80,12 @@ def ours(encoder: SpeakerEncoder) -> Embed:
 
 def measure(
     lists: Sequence[Path], root: Path, encoders: dict[str, Embed], cuts: Sequence[float], fused: Sequence[str] = (),
-    judges: Mapping[str, Evidence | None] = MappingProxyType({}),
+    judges: Mapping[str, Evidence | None] = MappingProxyType({}), rates: Mapping[str, int] = MappingProxyType({}),
 ) -> str:  # fmt: skip
     """A table for all lists: a row for each encoder, a column for each cut; then the differences to the first of them.
 
-    Where it has an entry in `judges` an encoder gets another row, as `speaker verify` scores.
+    Where it has an entry in `judges` an encoder gets another row, as `speaker verify` scores. `rates`: Hz that an
+    encoder takes; where it has none, 16,000, as the encoders of others do.
 
     `fused` encoders get a row together, the mean of their cosines.
     """
@@ -92,7 +94,7 @@ def measure(
         trials = read_trials(path)
         counts.append(f"{path.stem} {sum(trials.labels):,} + {len(trials) - sum(trials.labels):,}")
         owners = [[speaker_of(name) for name in side] for side in (trials.enrol, trials.test)]
-        scores = cosines(trials, root, encoders, cuts, judges)
+        scores = cosines(trials, root, encoders, cuts, judges, rates)
         if fused:
             scores[" & ".join(fused)] = [np.mean([scores[name][k] for name in fused], axis=0) for k in range(len(cuts))]
         for name, values in scores.items():
@@ -122,21 +124,23 @@ def measure(
 
 def cosines(
     trials: Trials, root: Path, encoders: dict[str, Embed], cuts: Sequence[float],
-    judges: Mapping[str, Evidence | None] = MappingProxyType({}),
+    judges: Mapping[str, Evidence | None] = MappingProxyType({}), rates: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, list[NDArray[np.float64]]]:  # fmt: skip
     """Scores (n,) of every encoder, one array for each cut; with a judge log-likelihood ratios too."""
     names = trials.recordings()
-    wavs = [audio.load(root / name, RATE, mono=True)[0][0].numpy() for name in names]
+    sounds: dict[int, list[Wav]] = {}  # by rate
     found: dict[str, list[NDArray[np.float64]]] = {}
     for encoder, embed in encoders.items():
-        judge = judges.get(encoder)
+        judge, rate = judges.get(encoder), rates.get(encoder, RATE)
+        if rate not in sounds:
+            sounds[rate] = [audio.load(root / name, rate, mono=True)[0][0].numpy() for name in names]
         for cut in cuts:
-            parts = [middle(wav, cut) for wav in wavs]
+            parts = [middle(wav, cut, rate) for wav in sounds[rate]]
             vectors = np.stack([embed(part) for part in parts])
             values = score(trials, names, vectors, Cosine()).values
             found.setdefault(encoder, []).append(values)
             if judge is not None:
-                known = judge.side(vectors, np.array([assess(part, RATE).seconds for part in parts]))
+                known = judge.side(vectors, np.array([assess(part, rate).seconds for part in parts]))
                 at = trials.rows(names)
                 ratios = judge.llr(values, known.take(at[:, 0]), known.take(at[:, 1]))
                 found.setdefault(judged(encoder), []).append(ratios)
@@ -148,9 +152,9 @@ def judged(name: str) -> str:
     return f"{name}, verify"
 
 
-def middle(wav: Wav, seconds: float) -> Wav:
+def middle(wav: Wav, seconds: float, sample_rate: int = RATE) -> Wav:
     """The seconds in the middle; all of what is shorter, or for 0."""
-    count = round(seconds * RATE) or len(wav)
+    count = round(seconds * sample_rate) or len(wav)
     start = max(0, (len(wav) - count) // 2)
     return wav[start : start + count]
 

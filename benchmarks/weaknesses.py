@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.coders import RATE, Sample, Signal, evenly, load_samples, opus, ours, rounded
 from benchmarks.quality import Row, measure
-from benchmarks.report import cell, table, write_sections
+from benchmarks.report import cell, count, table, write_sections
 from codec import files, metrics
 from codec.model import Codec
 from engine.errors import SpeechError
@@ -102,8 +102,11 @@ def pieces(folders: Sequence[Path], seconds: float, limit: int) -> list[Sample]:
 
 
 def with_noise(wav: Signal, noise: Signal, snr: float) -> Signal:
-    """Add noise, repeated as often as needed, so that the energies have the ratio `snr` in dB."""
-    repeated = np.resize(noise, len(wav)).astype(np.float64)
+    """Add noise, repeated as often as needed, so that the energies have the ratio `snr` in dB.
+
+    Silence that it begins with is left out: a piece as long as that would have no noise, and no level.
+    """
+    repeated = np.resize(np.trim_zeros(noise, "f"), len(wav)).astype(np.float64)
     gain = np.sqrt((wav.astype(np.float64) ** 2).mean() / (repeated**2).mean()) * 10 ** (-snr / 20)
     return _quieter_than_clipping(wav + gain * repeated)
 
@@ -138,7 +141,7 @@ def to_markdown(model: Codec, results: dict[str, list[Row]]) -> str:
     """One line for each condition: means at our highest rate with intervals, those of the others without."""
     first = next(iter(results.values()))
     peers = [row.coder for row in first if row.coder != model.name]
-    count = len(first) - len(peers)
+    num_own = len(first) - len(peers)
     # in the order of `measure_condition`; a peer is named by what it was asked for, its real rate is a column
     own = [f"{model.name} {model.config.bitrate(levels) / 1000:g}" for levels in own_levels(model)]
     heading = ["sound", "n", *(f"PESQ-WB {name}" for name in own + peers)]
@@ -147,14 +150,16 @@ def to_markdown(model: Codec, results: dict[str, list[Row]]) -> str:
     heading += [f"kbit/s of codes {name}" for name in peers]
     lines = []
     for label, rows in results.items():
-        mine, others = rows[:count], rows[count:]
-        cells = [label, str(len(rows[0].scores))]
+        mine, others = rows[:num_own], rows[num_own:]
+        ends = mine[-1:] + others[-1:]
+        means = [row.mean("pesq_wb") for row in rows]
+        means += [row.mean(name) for name in ("stoi", "mel_distance") for row in ends]
+        cells = [label, count(means)]
         cells += [cell("pesq_wb", row.mean("pesq_wb")) for row in mine]
         cells += [f"{row.mean('pesq_wb').mean:.2f}" for row in others]
         if others:
             pairs = zip(mine[-1].values("pesq_wb"), others[-1].values("pesq_wb"), strict=True)
             cells += [cell("pesq_wb", metrics.bootstrap_interval([a - b for a, b in pairs]), sign=True)]
-        ends = mine[-1:] + others[-1:]
         cells += [f"{row.mean('stoi').mean:.3f}" for row in ends]
         cells += [f"{row.mean('mel_distance').mean:.2f}" for row in ends]
         lines.append([*cells, *(f"{row.payload:.1f}" for row in others)])

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,8 @@ def test_noise_and_levels_are_what_they_say(recordings):
         assert 10 * np.log10(gain**2 * np.dot(wav, wav) / np.dot(rest, rest)) == pytest.approx(snr, abs=0.3)
     assert 20 * np.log10(np.sqrt(np.mean(at_level(wav, -40) ** 2))) == pytest.approx(-40, abs=1e-3)
     assert np.abs(at_level(wav, 0)).max() <= 0.99
+    late = np.concatenate([np.zeros(len(wav), np.float32), noise])
+    assert np.array_equal(with_noise(wav, late, 10), with_noise(wav, noise, 10))
 
 
 def test_features_of_a_known_sound():
@@ -137,6 +141,36 @@ def test_excerpts_are_the_parts_they_say(folder, tmp_path, capsys):
     (sample,) = coders.load_samples([folder], excerpts=listing)
     assert np.array_equal(sample.wav, whole[name][800:8800])
     assert "1 of 2 excerpts" in capsys.readouterr().err
+    listing.write_text(f"source,start_sample_16k,seconds\n{name}.wav,999999,1\n")
+    with pytest.raises(SpeechError, match="no excerpt from 999999 on"):
+        coders.load_samples([folder], excerpts=listing)
+    listing.write_text(f"source,start_sample_16k,seconds\n{name}.wav,0,1\n")
+    shutil.copytree(folder, tmp_path / "again")
+    with pytest.raises(SpeechError, match="may be any of"):
+        coders.load_samples([folder, tmp_path / "again"], excerpts=listing)
+
+
+def test_files_without_a_figure_are_not_counted():
+    from benchmarks import quality
+
+    scores = [[2.0, 1.0, 3.0, math.nan], [1.0, 2.0, 1.0, 1.0]]
+    own, peer = (
+        quality.Row(name, 6.0, 6.0, [{"pesq_wb": value, "stoi": 0.9} for value in values])
+        for name, values in zip(("ours", "theirs"), scores, strict=True)
+    )
+    assert quality.main_table([own], ["pesq_wb"]).endswith("| 3 |")
+    assert quality.main_table([own], ["pesq_wb", "stoi"]).endswith("| 3 to 4 |")
+    assert quality.paired_table([own], [peer]).splitlines()[-1].split("|")[4].strip() == "67 %"
+    assert report.share_above([math.nan]) == "-"
+
+
+def test_notices_are_no_part_of_the_speeds(monkeypatch, capsys):
+    from benchmarks import codec_speed
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert codec_speed.encodec(1.0) == [] and codec_speed.live_model("no such model").config.levels
+    told = capsys.readouterr()
+    assert told.out == "" and "transformers" in told.err and "random weights" in told.err
 
 
 @needs_opus
@@ -169,22 +203,37 @@ def test_lyra_and_marks_that_are_missing_say_what_to_do(tmp_path):
     (tmp_path / "x.md").write_text("no marks")
     with pytest.raises(SpeechError, match="<!-- quality -->"):
         report.write_sections(tmp_path / "x.md", {"quality": "table"})
+    with pytest.raises(SpeechError, match="there is no"):
+        report.write_sections(tmp_path / "y.md", {"quality": "table"})
 
 
 @pytest.mark.skipif(missing["lightning"], reason="training needs the extra train")
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`:UserWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_throughput_divides_the_whole_step(document, monkeypatch):
+@pytest.mark.parametrize(("recipe", "seconds"), [("esc_live:tiny", 4 * 24 * 0.02), ("speaker:tiny", 8 * 0.75)])
+def test_throughput_divides_the_whole_step(document, monkeypatch, recipe, seconds):
     from benchmarks import train_throughput
 
     monkeypatch.setattr(train_throughput, "WARM_UP", 1)
-    given = ["esc_live:tiny", "--precision", "32-true", "--steps", "2", "--write", str(document)]
+    given = [recipe, "--precision", "32-true", "--steps", "2", "--write", str(document)]
     assert train_throughput.main(given) == 0
     cells = [cell.strip() for cell in section(document, "throughput").splitlines()[2].split("|")[1:-1]]
-    assert cells[:2] == ["esc_live:tiny", "32-true"]
+    assert cells[:2] == [recipe, "32-true"]
     step, phases = float(cells[3].split()[0]), [float(cell) for cell in cells[4:]]
     assert sum(phases) == pytest.approx(step, abs=1) and all(phase > 0 for phase in phases)
-    assert float(cells[2]) == pytest.approx(4 * 24 * 0.02 / step * 1000, rel=0.1)  # a batch of the tiny recipe
+    assert float(cells[2]) == pytest.approx(seconds / step * 1000, rel=0.1)  # a batch of the tiny recipe
+
+
+@pytest.mark.skipif(missing["lightning"], reason="training needs the extra train")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`:UserWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_throughput_of_a_training_that_was_stopped_is_none(monkeypatch, capsys):
+    """As on a signal: the trainer ends after the step it is in."""
+    from benchmarks import train_throughput
+
+    monkeypatch.setattr(train_throughput.Stop, "on_train_start", lambda stop, *_: setattr(stop, "caught", 15))
+    assert train_throughput.main(["speaker:tiny", "--precision", "32-true", "--steps", "2"]) == 2
+    assert "stopped after 1 of 6 steps" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(missing["lightning"] or missing["matplotlib"], reason="needs the extras train and eval")
@@ -206,3 +255,24 @@ def test_learning_curve_finds_the_gain_of_a_doubling(tmp_path, document):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     run.write_text("step,hours_seen,valid/pesq6\n10,1,2\n")
     assert learning_curve.main([str(run)]) == 2
+
+
+@pytest.mark.skipif(missing["lightning"], reason="needs the extra train")
+def test_learning_curves_of_odd_tables(tmp_path, capsys):
+    from benchmarks import learning_curve
+
+    def table(name: str, hours: list[float], values: list[float], column: str = "hours_seen") -> str:
+        path = tmp_path / name / "run" / "metrics.csv"
+        path.parent.mkdir(parents=True)
+        lines = [f"{step},{h},{v}" for step, (h, v) in enumerate(zip(hours, values, strict=True))]
+        path.write_text("\n".join([f"step,{column},valid/pesq6", *lines]) + "\n")
+        return str(path)
+
+    whole, holes = table("a", [1, 2, 4, 8], [1, 2, 3, 4]), table("b", [1, 2, 3, 4, 8], [1, 2, math.nan, 3, 4])
+    assert learning_curve.main([whole, holes]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0].strip("| ") for row in rows] == [whole, holes] and rows[0][1:] == rows[1][1:]
+    for path, message in ((table("c", [3] * 9, range(9)), "all at 3 hours"),
+                          (table("d", [1, 2, 3, 4], [1] * 4, "hours"), "no column hours_seen")):  # fmt: skip
+        assert learning_curve.main([path]) == 2
+        assert message in capsys.readouterr().err

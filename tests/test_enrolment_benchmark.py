@@ -1,11 +1,13 @@
 """The benchmark of enrolment quality, on buzzing voices and an untrained encoder."""
 
 import numpy as np
+import pytest
 import torch
 
 import speaker
 from benchmarks import enrolment_quality
 from engine import audio
+from engine.errors import SpeechError
 from engine.features import kaldi_fbank
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
 from speaker.model import SpeakerConfig, SpeakerEncoder
@@ -30,6 +32,32 @@ def test_a_table_and_the_noise(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "| buzz | 3 | 4 + 4 |" in told and "all noise, 4 mixtures: correlation" in told
     assert enrolment_quality.main(["--data", manifest, "--split", "none", "--model", str(tmp_path / "mine")]) == 2
+
+
+def test_too_little_speech_and_silent_noise_end_it(tmp_path):
+    rng = np.random.default_rng(0)
+    sounds = {"short": 0.1 * rng.standard_normal(8000), "long": 0.1 * rng.standard_normal(48_000), "no": np.zeros(8000)}
+    for name, wav in sounds.items():
+        audio.save(tmp_path / f"{name}.wav", torch.from_numpy(wav.astype(np.float32))[None], 8000)
+    short, long, silent = ({"x": {"s": [tmp_path / f"{name}.wav"]}} for name in sounds)
+    with pytest.raises(SpeechError, match="no speaker has 5 s"):
+        enrolment_quality.noises(short, long, 2, rng, 8000)
+    with pytest.raises(SpeechError, match="is silent"):
+        enrolment_quality.noises(long, silent, 2, rng, 8000)
+
+
+def test_clips_have_the_rate_of_the_encoder(tmp_path, monkeypatch):
+    network = EcapaTdnnConfig(num_bins=20, channels=16, mfa_channels=24, embedding_dim=8)
+    encoder = SpeakerEncoder(SpeakerConfig(front_end=kaldi_fbank(20, sample_rate=8000), network=network)).eval()
+    files = [tmp_path / f"{name}.wav" for name in "ab"]
+    for path in files:
+        audio.save(path, 0.1 * torch.randn(1, 11 * 16_000, generator=torch.Generator().manual_seed(0)), 16_000)
+    heard = []
+    monkeypatch.setattr(
+        enrolment_quality, "window_embeddings", lambda _, wav, rate: heard.append((len(wav), rate)) or np.zeros((0, 8))
+    )
+    enrolment_quality.voices(encoder, {"x": {path.stem: [path] for path in files}}, 2, np.random.default_rng(0))
+    assert {rate for _, rate in heard} == {8000} and all(abs(length - 80_000) <= 1 for length, _ in heard)
 
 
 def test_area_equals_counting_pairs():

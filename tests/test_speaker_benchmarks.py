@@ -1,5 +1,8 @@
 """The tables of speaker verification, made of a small untrained encoder and buzzing voices."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +79,33 @@ def test_calibration_needs_one_and_tells_how_true_it_is(folder):
     assert calibration.figures(ratios, np.array([1, 1, 0, 0]))[0] == "0.00"
 
 
+def test_lists_that_are_all_left_out_write_nothing(folder, tmp_path, capsys):
+    labels = np.arange(40) < 20
+    made = fit([f"mine@{speaker.load(folder / 'mine').digest}:cosine"], np.where(labels, 0.99, 0.9)[:, None], labels)
+    shutil.copytree(folder / "mine", tmp_path / "mine")
+    made.save(tmp_path / "mine" / "calibration.json")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- adaptation -->\nold\n<!-- /adaptation -->\n")
+    given = ["--trials", folder / "list.txt", "--root", folder, "--model", tmp_path / "mine", "--write", page]
+    assert adaptation.main([*map(str, given)]) == 2
+    assert "old" in page.read_text() and "no list is left" in capsys.readouterr().err
+
+
+def test_encoders_get_the_rate_that_they_take(folder, monkeypatch):
+    heard: list[int] = []
+
+    def embed(wav):
+        heard.append(len(wav))
+        return np.ones(4, np.float32)
+
+    text = verification.measure([folder / "list.txt"], folder, {"a": embed, "b": embed}, [0, 1], rates={"a": 8000})
+    assert heard == [12_000] * 18 + [8_000] * 18 + [24_000] * 18 + [16_000] * 18 and "| a - b |" in text
+    rows = [f"s{number}/{take}.wav,test,hum,s{number},1.5" for number in range(6) for take in range(3)]
+    (folder / "more.csv").write_text("\n".join(["path,split,corpus,speaker,seconds", *rows]) + "\n")
+    streams = live_speaker.read_streams(folder / "more.csv", "test", 3, 1, 8000)
+    assert [(len(each.enrolment), len(each.live)) for each in streams] == [(12_000, 24_000)] * 6
+
+
 def test_live_speakers_are_measured(folder):
     """The same voices as streams: near to the file, and known in time."""
     rows = [f"s{number}/{take}.wav,test,hum,s{number},1.5" for number in range(6) for take in range(3)]
@@ -93,6 +123,9 @@ def test_live_speakers_are_measured(folder):
     assert paths.speech[0, -1] == pytest.approx(3, abs=0.1)
     with pytest.raises(SpeechError, match="no speaker"):
         live_speaker.read_streams(folder / "manifest.csv", "train", 3, 1)
+    anybody = (folder / "manifest.csv").read_text().replace(",s3,", ",hum/unlabelled,")
+    (folder / "anybody.csv").write_text(anybody)
+    assert len(live_speaker.read_streams(folder / "anybody.csv", "test", seconds=3, enrol=1)) == 5
 
 
 def test_bounds_and_times_of_the_sequential_test():
@@ -104,6 +137,9 @@ def test_bounds_and_times_of_the_sequential_test():
     assert bound > 3 and bound == pytest.approx(3)
     assert [live_speaker.first_time(*each, bound) for each in right] == [1.0, 0.8]
     assert live_speaker.first_time(ratios[0, 1], speech[0], bound) == np.inf
+    ratios[1, 0] = np.nan  # never speech enough: no bound is reached
+    _, wrong = live_speaker.best_and_peaks([live_speaker.Paths(ratios, speech)])
+    assert live_speaker.measured_bound(wrong) == pytest.approx(2)
 
 
 def test_encoders_together_are_the_mean_of_their_scores(folder):
@@ -203,6 +239,27 @@ def test_conversations_are_reproducible_and_their_truth_is_heard(voices):
     assert power[heard].mean() > 20 * power[~heard].mean()
 
 
+def test_conversations_go_on_while_there_is_speech_for_them(monkeypatch):
+    """Also where one speaker has a turn only, or is the last who is due."""
+    turn = np.ones(3 * conversations.RATE, np.float32), np.array([[0.0, 3.0]])
+    monkeypatch.setattr(conversations, "_turns", lambda paths, rng: [turn] * len(paths))
+    for turns in ([20, 20], [1, 20, 20], [2, 2, 20, 20]):
+        speakers = {f"c/{number}": [None] * count for number, count in enumerate(turns)}
+        for seed in range(40):
+            made = conversations.converse(speakers, np.random.default_rng(seed), len(turns), 0.0, 60)
+            assert len(made.wav) >= 60 * conversations.RATE
+            spoken = [segment.speaker for segment in made.truth]
+            assert all(spoken.count(name) >= min(2, len(paths)) for name, paths in speakers.items())
+            assert all(a != b for a, b in zip(spoken, spoken[1:], strict=False))
+
+
+def test_anybody_is_no_speaker_of_a_conversation(voices):
+    rows = voices.read_text().splitlines()
+    rows += [row.replace("bundled/allison", "bundled/unlabelled") for row in rows if "bundled/allison" in row]
+    voices.write_text("\n".join(rows) + "\n")
+    assert set(conversations.recordings(voices, "test", seconds=1)) == {"bundled/allison", "bundled/carlo"}
+
+
 def test_error_parts_of_a_made_up_answer():
     pytest.importorskip("pyannote.metrics", reason="pyannote.metrics is not installed")
     truth = [Segment(0, 4, "a"), Segment(3, 6, "b")]
@@ -222,7 +279,7 @@ def test_diarization_writes_its_table(voices, capsys):
     assert diarization.main([*map(str, arguments), "--systems", *names]) == 0
     rows = [line for line in page.read_text().splitlines() if line.startswith(("| energy, ", "| true"))]
     assert len(rows) == 4 and all(line.count("[") == 2 for line in rows)
-    assert "2 conversations" in page.read_text()
+    assert re.search(r"^2 conversations of \d+ s on average, \d+ s at least, split test\.$", page.read_text(), re.M)
 
 
 def test_identification_measures_drawn_and_real_speakers(folder, monkeypatch, capsys):
@@ -238,6 +295,21 @@ def test_identification_measures_drawn_and_real_speakers(folder, monkeypatch, ca
     told = capsys.readouterr().out
     assert told.count("| 50 | ") == 1 and "| list | 4 | " in told and "| simulated | 4 | " in told
     assert "| 300 | 24 dimensions, best 10000 ranked by all | 100.00 [98.12, 100.00] |" in told
+
+
+def test_identification_checks_its_options_first(folder, capsys):
+    given = ["--train", "none.csv", "--model", str(folder / "mine")]
+    assert identification.main([*given, "--trials", str(folder / "list.txt")]) == 2
+    assert "--root" in capsys.readouterr().err
+    assert identification.main([*given, "--sizes", "10", "--probes", "19"]) == 2
+    assert "20 galleries" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_one_line(folder, monkeypatch, capsys):
+    given = ["--trials", folder / "list.txt", "--root", folder, "--write", folder / "nowhere.md"]
+    monkeypatch.setattr(calibration, "measure", lambda *_: "table")
+    assert calibration.main([*map(str, given)]) == 2
+    assert "calibration: error: there is no" in capsys.readouterr().err
 
 
 def test_simulated_speakers_are_like_those_they_were_fitted_on():
