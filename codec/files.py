@@ -1,7 +1,7 @@
 """Whole files: audio -> .esc and .esc -> audio, any sample rate and channel count, every sample accounted for.
 
 Files go through piece by piece, by the same stages as live audio (`codec.stream`), in constant memory however long they
-are. Only what is damaged is put together whole.
+are, but for the codes themselves (4 MB an hour), which are read at once. Only what is damaged is put together whole.
 """
 
 import io
@@ -21,10 +21,11 @@ import codec
 from codec import bitstream, stream
 from codec.model import Codec
 from codec.onnx_live import OnnxLive
-from codec.paths import STDIO, check_target, open_output, read_bytes
+from codec.paths import check_target, open_output, read_bytes
 from engine import audio, checkpoint
 from engine.errors import BitstreamError, CheckpointError
 from engine.pipeline import Limit, Resample, run
+from engine.sources import held
 
 Codes = NDArray[np.integer]
 Progress = Callable[[float, float], None]  # seconds done, seconds in all
@@ -83,13 +84,13 @@ def encode_file(
     force: bool = False,
     progress: Progress = silent,
 ) -> Report:
-    """Encode an audio file (or `-`) to an .esc file (or `-`), in constant memory; stdin and stdout are held whole.
+    """Encode an audio file (or `-`) to an .esc file (or `-`), in constant memory; what is a pipe is held whole.
 
     `progress` is called with the seconds done and the seconds that the file announces.
     """
     check_target(target, force)
     start = time.perf_counter()
-    readable = _readable(source)
+    readable = held(source)
     native = audio.probe(readable)
     if isinstance(readable, io.BytesIO):
         readable.seek(0)
@@ -277,15 +278,6 @@ def load_for(header: bitstream.Header, choice: str | None = None, device: str = 
     model = load_model(find_model(header.model_name, header.model_id, choice), device)
     check_model(model, header.model_name, header.model_id)
     return model
-
-
-def _readable(source: str) -> str | io.BytesIO:
-    """A path, or standard input as a file that can be read twice."""
-    if source != STDIO:
-        return source
-    readable = io.BytesIO(read_bytes(source))
-    readable.name = "standard input"
-    return readable
 
 
 def _at_rate(wav: Iterable[Tensor], sample_rate: int, header: bitstream.Header) -> Iterator[Tensor]:

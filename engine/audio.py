@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -26,6 +25,8 @@ from torch import Tensor
 
 from engine.errors import AudioError
 from engine.files import replacing
+from engine.sources import Source, named, opened
+from engine.wav import WavData, find_data, rewritten
 
 __all__ = [
     "AudioInfo",
@@ -41,9 +42,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-_named = os.fsencode if os.name == "posix" else os.fspath  # names for libsndfile: as bytes, for not all are text
-
-Source = str | os.PathLike[str] | BinaryIO
 
 # Suffix -> libsndfile's container and the encoding used unless the caller names another.
 FORMATS = {
@@ -58,6 +56,8 @@ ENCODING_RATES = {
     "OPUS": (8000, 12000, 16000, 24000, 48000),
     "MPEG_LAYER_III": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
 }
+# The Vorbis encoder stops at 200 kHz and 255 channels; libsndfile 1.2.2 takes more and crashes when the file is closed.
+VORBIS_RATE, VORBIS_CHANNELS = 192_000, 255
 INTEGER_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 BITS = INTEGER_BITS | {"FLOAT": 32, "DOUBLE": 64}
 # A RIFF header counts bytes in 32 bits and would wrap around in silence; some room for the headers.
@@ -88,8 +88,8 @@ def load(source: Source, sample_rate: int | None = None, mono: bool = False) -> 
     at that rate, exactly ``ceil(N * sample_rate / native)`` long; with ``mono`` it is the mean of the channels.
     Raises AudioError for what is missing, not audio, damaged, without samples, or holds NaN or infinity.
     """
-    with _open(source) as (file, name):
-        wav = torch.cat(list(_read(file, name, sample_rate, mono)), dim=1)
+    with _open(source) as (file, name, data):
+        wav = torch.cat(list(_read(file, name, data, sample_rate, mono)), dim=1)
         return wav, file.samplerate
 
 
@@ -101,13 +101,13 @@ def blocks(
     All blocks have ``round(block_seconds * rate)`` samples but the last, which may have fewer; joined they are exactly
     what :func:`load` returns.  Errors as in :func:`load`; those deep inside the file come when they are reached.
     """
-    with _open(source) as (file, name):
+    with _open(source) as (file, name, data):
         size = round(block_seconds * (sample_rate or file.samplerate))
         if size < 1:
             raise AudioError(f"a block of {block_seconds} s is shorter than one sample; ask for longer blocks")
         held: list[Tensor] = []
         num_held = 0
-        for piece in _read(file, name, sample_rate, mono):
+        for piece in _read(file, name, data, sample_rate, mono):
             held.append(piece)
             num_held += piece.shape[1]
             if num_held >= size:
@@ -120,7 +120,7 @@ def blocks(
 
 def probe(source: Source) -> AudioInfo:
     """Read the header only.  Raises AudioError as :func:`load` does for what is missing, not audio or empty."""
-    with _open(source) as (file, name):
+    with _open(source) as (file, name, _):
         if file.frames < 1:
             raise AudioError(f"{name} holds no samples")
         return AudioInfo(file.samplerate, file.frames, file.channels, f"{file.format} {file.subtype}")
@@ -134,8 +134,8 @@ def save(
     The suffix decides: ``.wav`` and ``.flac`` (16 bit unless ``subtype`` is another of libsndfile's names, such as
     ``"PCM_24"`` or ``"FLOAT"``), ``.ogg`` (Vorbis), ``.opus``, ``.mp3``.  wav and flac keep the sample count exactly.
     Opus and MP3 exist at a few rates only: another rate is resampled to the next higher one they know, so such a
-    file comes back at that rate.  Everything but float wav is clipped to full scale, with one warning.  The file
-    appears under its name only when it is complete.  Raises AudioError.
+    file comes back at that rate; Vorbis above 192 kHz becomes 192 kHz.  Everything but float wav is clipped to full
+    scale, with one warning.  The file appears under its name only when it is complete.  Raises AudioError.
     """
     pieces = iter([wav] if isinstance(wav, Tensor) else wav)
     if target == "-":
@@ -148,7 +148,7 @@ def save(
     try:
         # `replacing` creates the file: libsndfile only ever says "System error.", this says which.
         with replacing(path) as partial:
-            _write(_named(partial), str(target), Path(target).suffix.lower(), pieces, sample_rate, subtype)
+            _write(named(partial), str(target), Path(target).suffix.lower(), pieces, sample_rate, subtype)
     except OSError as error:
         raise AudioError(f"{target} cannot be written: {error.strerror or error}") from error
 
@@ -232,45 +232,30 @@ def from_pcm16(pcm: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _open(source: Source) -> Iterator[tuple[soundfile.SoundFile, str]]:
-    """Open for reading, with a name for messages; every failure an AudioError that says what to do."""
-    readable: str | bytes | BinaryIO
-    if isinstance(source, str | os.PathLike):
-        name = "standard input" if source == "-" else os.fspath(source)
-        readable = io.BytesIO(sys.stdin.buffer.read()) if source == "-" else _readable(Path(source))
-    else:
-        name = str(getattr(source, "name", "the file object"))
-        readable = source if source.seekable() else io.BytesIO(source.read())
-    if name.lower().endswith(".raw"):
-        raise AudioError(f"{name}: raw samples come without their rate and format; convert to wav first")
-    try:
-        file = soundfile.SoundFile(readable)
-    except soundfile.SoundFileError as error:
-        reason = getattr(error, "error_string", str(error))
-        raise AudioError(
-            f"{name} is not audio that can be read ({reason.rstrip('.')}); wav, flac, ogg, opus and mp3 can, "
-            "others after `ffmpeg -i INPUT OUTPUT.wav`"
-        ) from error
-    with file:
-        yield file, name
+def _open(source: Source) -> Iterator[tuple[soundfile.SoundFile, str, WavData | None]]:
+    """Open for reading, with a name for messages and what a wav header says; every failure an AudioError that says
+    what to do."""
+    with opened(source) as found:
+        if found.name.lower().endswith(".raw"):
+            raise AudioError(f"{found.name}: raw samples come without their rate and format; convert to wav first")
+        data = find_data(found.file)
+        # A file with a name libsndfile opens itself: Ctrl-C during a read that Python does for it would be lost.
+        readable = (data and rewritten(found.file, data)) or found.path or found.file
+        try:
+            file = soundfile.SoundFile(readable)
+        except soundfile.SoundFileError as error:
+            reason = getattr(error, "error_string", str(error))
+            raise AudioError(
+                f"{found.name} is not audio that can be read ({reason.rstrip('.')}); wav, flac, ogg, opus and mp3 can, "
+                "others after `ffmpeg -i INPUT OUTPUT.wav`"
+            ) from error
+        with file:
+            yield file, found.name, data
 
 
-def _readable(path: Path) -> str | bytes:
-    """Check a path with the operating system's own reasons, which libsndfile drops."""
-    if path.is_dir():
-        raise AudioError(f"{path} is a directory; give a sound file inside it")
-    try:
-        with path.open("rb") as file:
-            if not file.peek(1):
-                raise AudioError(f"{path} is empty (0 bytes)")
-    except FileNotFoundError as error:
-        raise AudioError(f"{path}: no such file") from error
-    except OSError as error:
-        raise AudioError(f"{path} cannot be read: {error.strerror}") from error
-    return _named(path)
-
-
-def _read(file: soundfile.SoundFile, name: str, sample_rate: int | None, mono: bool) -> Iterator[Tensor]:
+def _read(
+    file: soundfile.SoundFile, name: str, data: WavData | None, sample_rate: int | None, mono: bool
+) -> Iterator[Tensor]:
     """Yield (C, n) at ``sample_rate`` until the file ends, whatever length its header promises."""
     native = file.samplerate
     resampler = Resampler(native, sample_rate or native, 1 if mono else file.channels)
@@ -293,6 +278,10 @@ def _read(file: soundfile.SoundFile, name: str, sample_rate: int | None, mono: b
         raise AudioError(f"{name} holds no samples")
     if position < file.frames:
         log.warning("%s ends after %d of the %d samples that it announces", name, position, file.frames)
+    elif data and data.is_cut_short:
+        log.warning(
+            "%s is cut short: it announces %d bytes of samples, %d are there", name, data.announced, data.present
+        )
     yield resampler.flush()
 
 
@@ -321,10 +310,13 @@ def _write(
 ) -> None:
     """Encode the pieces at a rate that the encoding knows."""
     container, default = FORMATS[suffix]
-    encoding = subtype or default
-    rates = ENCODING_RATES.get(encoding, (sample_rate,))
+    encoding = (subtype or default).upper()
+    highest = VORBIS_RATE if encoding == "VORBIS" else sample_rate
+    rates = ENCODING_RATES.get(encoding, (min(sample_rate, highest),))
     rate = min((r for r in rates if r >= sample_rate), default=rates[-1])
     first = torch.atleast_2d(next(pieces, torch.zeros(1, 0)))
+    if encoding == "VORBIS" and len(first) > VORBIS_CHANNELS:
+        raise AudioError(f"{name}: Vorbis has at most {VORBIS_CHANNELS} channels, not {len(first)}; write .wav instead")
     resampler = Resampler(sample_rate, rate, len(first))
     num_samples = num_clipped = 0
     try:

@@ -15,7 +15,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A reader sees the old file or all of the new one, never a part; the mode of a file that is replaced is kept.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    # Not the name of `path` with something added: that may be as long as names can be.
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         partial.touch(exist_ok=False)
         yield partial

@@ -10,7 +10,7 @@ import logging
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -40,16 +40,19 @@ class PcmFormat:
     channels: int = 1
     bits: int = 16
     is_float: bool = False
+    is_padded: bool = False  # 24 bits in the lower bytes of 32
 
     @property
     def frame_bytes(self) -> int:
         """Bytes of one sample of all channels."""
-        return self.channels * self.bits // 8
+        return self.channels * (4 if self.is_padded else self.bits // 8)
 
     def samples(self, data: bytes) -> Tensor:
         """Whole frames of bytes -> (1, n) float32 at full scale +-1, channels averaged."""
         if self.is_float:
             values = np.frombuffer(data, dtype=f"<f{self.bits // 8}").astype(np.float32)
+        elif self.is_padded:  # the shift moves the sign to its place, whatever the upper byte holds
+            values = ((np.frombuffer(data, dtype="<i4") << 8) / 2.0**31).astype(np.float32)
         elif self.bits == 24:
             parts = np.frombuffer(data, dtype=np.uint8).reshape(-1, 3)
             wide = np.zeros((len(parts), 4), dtype=np.uint8)
@@ -123,19 +126,42 @@ def _wav_header(reader: _Reader) -> tuple[PcmFormat, int | None]:
             form = _format(body)
 
 
+class WavFields(NamedTuple):
+    """The format part of a wav header; `align` is the bytes of one sample of all channels."""
+
+    kind: int
+    channels: int
+    rate: int
+    align: int
+    bits: int
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether 24 bits lie in words of 32, as `arecord -f S24_LE` writes them."""
+        return self.kind == PCM and self.bits == 24 and self.align == 4 * self.channels > 0
+
+
+def wav_fields(body: bytes) -> WavFields:
+    """Read the body of a `fmt ` part, of at least 16 bytes."""
+    kind, channels, rate, _, align, bits = struct.unpack_from("<HHIIHH", body)
+    if kind == EXTENSIBLE and len(body) >= 26:
+        kind = int.from_bytes(body[24:26], "little")
+    return WavFields(kind, channels, rate, align, bits)
+
+
 def _format(body: bytes) -> PcmFormat:
     if len(body) < 16:
         raise AudioError("the wav header is damaged: its format is cut short")
-    kind, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", body)
-    if kind == EXTENSIBLE and len(body) >= 26:
-        kind = int.from_bytes(body[24:26], "little")
+    fields = wav_fields(body)
+    kind, channels, rate, align, bits = fields
     known = (kind == PCM and bits in (16, 24, 32)) or (kind == FLOAT and bits in (32, 64))
-    if not known or not channels or not rate:
+    fits = align == channels * bits // 8 or fields.is_padded
+    if not known or not fits or not channels or not rate:
         raise AudioError(
             f"a live wav stream has 16, 24 or 32 bit integers or floats, not format {kind} with {bits} bits, "
-            f"{channels} channels at {rate} Hz; convert with: ffmpeg -i - -f s16le -"
+            f"{channels} channels at {rate} Hz, {align} bytes a sample; convert with: ffmpeg -i - -f s16le -"
         )
-    return PcmFormat(rate, channels, bits, kind == FLOAT)
+    return PcmFormat(rate, channels, bits, kind == FLOAT, fields.is_padded)
 
 
 def _chunks(data: Iterator[bytes], form: PcmFormat) -> Iterator[Tensor]:

@@ -74,11 +74,12 @@ class Rebuffer:
 
     def push(self, item: Tensor) -> list[Tensor]:
         self.num_samples += item.shape[1]
-        self._held.append(item)
         self._num_held += item.shape[1]
+        # Copies, of what goes out too: a producer may fill the same memory again.
         if self._num_held < self.size:
+            self._held.append(item.clone())
             return []
-        joined = torch.cat(self._held, dim=1) if len(self._held) > 1 else item
+        joined = torch.cat([*self._held, item], dim=1)
         whole = self._num_held - self._num_held % self.size
         # A copy: a view of a few samples would keep the whole chunk in memory.
         self._held, self._num_held = [joined[:, whole:].clone()], self._num_held - whole

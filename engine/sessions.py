@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from engine.errors import ConfigError
+from engine.errors import CheckpointError, ConfigError
 from engine.streaming import State
 
 S = TypeVar("S", bound=State)
@@ -79,8 +79,16 @@ class Sessions(Generic[S]):
         return self._state.take([self._row(session)]).to_bytes()
 
     def restore(self, data: bytes) -> int:
-        """Go on with a saved session; return its number here. Raises CheckpointError if it is of another model."""
+        """Go on with a saved session; return its number here.
+
+        Raises CheckpointError if the state is of another model, or of any number of sessions but one.
+        """
         state = self._initial_state(1).load_bytes(data)
+        if state.batch_size != 1:
+            raise CheckpointError(
+                f"the saved state is of {state.batch_size} sessions, not of one; `load_bytes` and `take([row])` "
+                "of the state make one of it"
+            )
         session = self.open()
         self._state.put([self._rows[session]], state)
         return session

@@ -81,9 +81,11 @@ def saved_metadata(data: bytes) -> dict[str, str]:
     """The metadata given to `State.to_bytes`; CheckpointError if these bytes are no saved state."""
     try:
         size = int.from_bytes(data[:8], "little")
-        header = safetensors.deserialize(data) and json.loads(data[8 : 8 + size])
+        tensors, header = safetensors.deserialize(data), json.loads(data[8 : 8 + size])
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"this is no saved state ({error})") from error
+    if not tensors:
+        raise CheckpointError("this is no saved state (it holds no tensors)")
     return header.get("__metadata__", {})
 
 

@@ -68,9 +68,13 @@ def campplus(half: bool = False) -> Teacher:
 
 
 def ge2e() -> Teacher:
-    """Resemblyzer's encoder with its own preprocessing: level, silences cut out, partial utterances of 1.6 s."""
+    """Resemblyzer's encoder: partial utterances of 1.6 s, half of each shared with the next.
+
+    Without its preprocessing, that is made for long recordings: cutting silences out raises the equal error rate of
+    whole utterances of LibriSpeech's test-other from 0.22 to 0.44 %, of 2 s of them from 1.8 to 3.0 %.
+    """
     try:
-        from resemblyzer import VoiceEncoder, preprocess_wav
+        from resemblyzer import VoiceEncoder
     except ImportError as error:
         raise ConfigError(
             f"the encoder GE2E needs pip install resemblyzer==0.1.4 webrtcvad 'setuptools<81' ({error})"
@@ -78,8 +82,7 @@ def ge2e() -> Teacher:
     encoder: Any = VoiceEncoder("cpu", verbose=False)
 
     def embed(wav: Wav) -> NDArray[np.float32]:
-        speech = preprocess_wav(wav)
-        embedding: NDArray[np.float32] = encoder.embed_utterance(speech if len(speech) else wav)
+        embedding: NDArray[np.float32] = encoder.embed_utterance(wav)
         return embedding
 
     return embed

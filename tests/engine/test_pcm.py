@@ -42,6 +42,16 @@ def wav_bytes(samples, subtype, rate=44100):
     return bytearray(buffer.getvalue())
 
 
+def padded_bytes(samples, rate=44100, upper=0):
+    """What `arecord -f S24_LE` writes: 24 bits in the lower bytes of 32, `upper` 0xFF for the sign or 0 above."""
+    words = (np.round(samples.astype(np.float64) * 2**23).astype("<i4")).view("<u4") & 0xFFFFFF
+    words |= np.where(samples < 0, np.uint32(upper << 24), np.uint32(0))
+    channels, data = samples.shape[1], words.astype("<u4").tobytes()
+    fmt = struct.pack("<HHIIHH", 1, channels, rate, rate * 4 * channels, 4 * channels, 24)
+    parts = b"WAVEfmt \x10\0\0\0" + fmt + b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(parts)) + parts
+
+
 def collect(data, raw=RAW, sizes=(3, 1, 700)):
     form, chunks = open_stream(Ragged(bytes(data), sizes), raw)
     parts = list(chunks)
@@ -55,6 +65,15 @@ def test_wav_of_every_kind(subtype, digits, channels):
     form, wav = collect(wav_bytes(samples, subtype))
     assert (form.sample_rate, form.channels) == (44100, channels)
     np.testing.assert_allclose(wav[0], samples.mean(1), atol=10.0**-digits)
+
+
+@pytest.mark.parametrize("upper", [0, 0xFF])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_wav_with_24_bits_in_words_of_32(channels, upper):
+    samples = tone(channels=channels)
+    form, wav = collect(padded_bytes(samples, upper=upper))
+    assert form == PcmFormat(44100, channels, 24, is_padded=True) and form.frame_bytes == 4 * channels
+    np.testing.assert_allclose(wav[0], samples.mean(1), atol=2.0**-23)
 
 
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFFFFF - 36, 0x7FFFF000])
@@ -103,6 +122,14 @@ def test_nan_becomes_silence_and_is_said_once(caplog):
         (b"RIFF\0\0\0\0WAVEdata\0\0\0\0", "before their format"),
         (b"RIFF\0\0\0\0WAVEjunk\xff\xff\xff\xff", "is damaged"),
         (b"RIFF\0\0\0\0WAVEfmt \x02\0\0\0\1\0", "cut short"),
+        (
+            bytes(wav_bytes(tone(), "PCM_16")).replace(b"\x02\0\x10\0data", b"\x04\0\x10\0data"),
+            "16 bits.* 4 bytes a sample",
+        ),
+        (
+            bytes(wav_bytes(tone(), "PCM_24")).replace(b"\x03\0\x18\0data", b"\x08\0\x18\0data"),
+            "24 bits.* 8 bytes a sample",
+        ),
     ],
 )
 def test_damaged_headers_are_named(data, message):

@@ -49,6 +49,18 @@ def test_rebuffer_does_not_keep_whole_chunks_alive():
     assert rebuffer._held[0].untyped_storage().nbytes() == 4
 
 
+@pytest.mark.parametrize("size", [100, 160, 250])
+def test_rebuffer_keeps_nothing_of_a_buffer_that_is_filled_again(size):
+    wav = torch.arange(1.0, 801)[None]
+
+    def microphone():
+        buffer = torch.zeros(1, 160)
+        for chunk in wav.split(160, dim=1):
+            yield buffer.copy_(chunk)
+
+    assert torch.equal(torch.cat(list(run(microphone(), Rebuffer(size))), dim=1)[:, :800], wav)
+
+
 @pytest.mark.parametrize("rates", [(48000, 16000), (16000, 44100), (8000, 16000), (16000, 16000)])
 def test_resampling_in_pieces_equals_the_whole(rates):
     wav = torch.randn(2, 9000, generator=torch.Generator().manual_seed(0))

@@ -86,6 +86,14 @@ def test_memory_follows_the_load():
     assert sessions.capacity == 1 and len(sessions) == 0
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_only_one_session_is_restored(count):
+    sessions = Sessions(initial, running_sum)
+    with pytest.raises(CheckpointError, match=f"of {count} sessions, not of one"):
+        sessions.restore(initial(count).to_bytes())
+    assert len(sessions) == 0 and sessions.open() == 1
+
+
 def test_state_bytes_keep_everything_and_refuse_strangers():
     state = initial(3)
     running_sum(torch.tensor([[1.0], [2.0], [3.0]]), state)
@@ -95,6 +103,9 @@ def test_state_bytes_keep_everything_and_refuse_strangers():
     assert all(torch.equal(a, b) for a, b in zip(state.tensors(), back.tensors(), strict=True))
     with pytest.raises(CheckpointError, match="no saved state"):
         saved_metadata(b"nothing of the kind")
+    for nothing in (b"\x02\0\0\0\0\0\0\0{}", StateList([]).to_bytes({"model": "abc"})):
+        with pytest.raises(CheckpointError, match="no saved state"):
+            saved_metadata(nothing)
     for wrong in (b"", b"nothing of the kind", data[:-1], StateList([]).to_bytes()):
         with pytest.raises(CheckpointError, match="no saved state|another shape"):
             initial(1).load_bytes(wrong)
