@@ -45,6 +45,7 @@ log = logging.getLogger("recipes.train")
 NO_RECIPES = {
     "__init__",
     "balance",
+    "norms",
     "train",
     "recipe",
     "calibrate",

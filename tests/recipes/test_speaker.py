@@ -11,7 +11,7 @@ import torch
 
 import speaker
 from engine.errors import CheckpointError, ConfigError
-from recipes import export, teach, train
+from recipes import export, norms, teach, train
 from recipes.harness.data import Utterance, build_cache
 from recipes.harness.speakers import SpeakerCrops, centred, evened_targets
 from recipes.recipe import SpeakerRecipe
@@ -108,7 +108,16 @@ def test_training_tells_voices_apart_and_the_export_embeds_them(manifest, target
     )
     with pytest.raises(CheckpointError, match="their mean means nothing"):
         export.averaged({}, tmp_path / "mine", 0.5)
+    before = speaker.load(tmp_path / "mine").state_dict()
+    steps = ["--run", str(tmp_path / "run"), "--cache", str(manifest.parent / "cache"), "--steps", "3"]
+    assert norms.main([str(tmp_path / "mine"), *steps]) == 0
+    after = speaker.load(tmp_path / "mine").state_dict()
+    changed = {k.rpartition(".")[2] for k, v in after.items() if not torch.equal(v, before[k])}
+    assert (
+        {"running_mean", "running_var"} <= changed <= {"running_mean", "running_var", "num_batches_tracked", "weight"}
+    )
     card = (tmp_path / "mine" / "README.md").read_text()
+    assert "\n- Batch normalization settled (`recipes.norms`): " in card
     assert "speaker_tiny" in card and "60 steps" in card and "{" not in card
 
 
