@@ -7,6 +7,7 @@ lost ones p / (p + r); both are what users give, so r = 1 / burst and p = r loss
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -20,7 +21,7 @@ def lost(num_packets: int, loss: float, burst: float = 1.0, seed: int = 0) -> ND
 
     The same seed gives the same losses, and more packets begin with those of fewer.
     """
-    if not 0 <= loss < 1 or burst < 1:
+    if not 0 <= loss < 1 or not 1 <= burst < math.inf:
         raise ConfigError(f"the share of losses is from 0 to below 1 and bursts are from 1 up, not {loss} and {burst}")
     leave = 1 / burst
     enter = leave * loss / (1 - loss)

@@ -1,13 +1,15 @@
 """The command `codec`: encode, decode, info, truncate, stream, evaluate, import-esc.
 
 torch takes seconds to import, so a command imports what it needs when it runs; `codec --help` needs none of it.
-Results go to stdout, everything else to stderr. Exit status: 0 done, 1 some of several files failed, 2 error.
+Results go to stdout, everything else to stderr. Exit status: 0 done, 1 some of several files failed or the reader of
+our output has gone, 2 error.
 """
 
 import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -197,7 +199,10 @@ def import_esc(
 
 
 def main() -> None:
-    """Run the command line; errors that a user can act on become one line and exit status 2."""
+    """Run the command line; errors that a user can act on become one line and exit status 2.
+
+    A defect keeps its traceback; its status is 2 too, because Python's 1 would say that some files were done.
+    """
     logging.basicConfig(format="codec: warning: %(message)s", level=logging.WARNING)
     set_up()
     try:
@@ -211,6 +216,9 @@ def main() -> None:
         sys.exit(1)
     except (SpeechError, OSError) as error:
         print(f"codec: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception:
+        traceback.print_exc()
         sys.exit(2)
 
 

@@ -145,7 +145,7 @@ class Esc(Codec):
     @torch.no_grad()
     def decode(self, codes: Tensor, num_samples: int | None = None, lengths: Tensor | None = None) -> Tensor:
         """See `Codec.decode`. With the `lengths` (B,) given to `encode`, each item ends there; what follows is 0."""
-        self.check_codes(codes)
+        codes = self.check_codes(codes)
         available = self.padded_length(codes.shape[-1])
         width = available if num_samples is None else num_samples
         counts = [width] * len(codes) if lengths is None else lengths.tolist()

@@ -84,7 +84,7 @@ class EscDecodeStage:
 
     @torch.inference_mode()
     def push(self, item: Tensor) -> list[Tensor]:
-        self.model.check_codes(item)
+        item = self.model.check_codes(item)
         self._codes = item if self._codes is None else torch.cat([self._codes, item], dim=-1)
         return self._run(False)
 

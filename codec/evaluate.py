@@ -50,14 +50,19 @@ class Evaluation:
         return json.dumps({"files": files, "mean": mean, "unpaired": self.unpaired, "delay": self.delay}, indent=1)
 
     def to_text(self) -> str:
-        """A table, one line per file, and the means with their intervals."""
+        """A table, one line per file, the means with their intervals, and of how many files where not all count."""
         rows = [["file", "seconds", *HEADINGS.values()]]
         for f in self.files:
             rows.append([f.file, f"{f.seconds:.2f}", *(f"{f.metrics[m]:.{DIGITS[m]}f}" for m in METRICS)])
         means = self.mean()
-        rows.append([f"mean of {len(self.files)}", "", *(f"{means[m].mean:.{DIGITS[m]}f}" for m in METRICS)])
+        counts = [means[m].n for m in METRICS]
+        of_all = counts == [len(self.files)] * len(METRICS)
+        name = f"mean of {len(self.files)}" if of_all else "mean"
+        rows.append([name, "", *(f"{means[m].mean:.{DIGITS[m]}f}" for m in METRICS)])
         ends = [f"[{means[m].low:.{DIGITS[m]}f}, {means[m].high:.{DIGITS[m]}f}]" for m in METRICS]
         rows.append(["95 % interval", "", *ends])
+        if not of_all:  # a measure that is undefined for a file (NaN) is not in its mean
+            rows.append(["files counted", "", *map(str, counts)])
         return align_columns(rows)
 
 

@@ -101,12 +101,12 @@ def count_macs(model: Any) -> tuple[float, float]:
 
 def levels_for(header: Header, bitrate: float) -> int:
     """Levels of a bitrate in kbit/s per channel among those that the file has."""
-    one_level = header.bitrate / header.levels / 1000
-    levels = round(bitrate / one_level)
-    if abs(levels * one_level - bitrate) > 0.005 or not 1 <= levels <= header.levels:
-        offered = ", ".join(f"{one_level * level:g}" for level in range(1, header.levels + 1))
-        raise SpeechError(f"the file can't be cut to {bitrate:g} kbit/s; it holds {offered}")
-    return levels
+    rates = [header.bitrate / header.levels / 1000 * levels for levels in range(1, header.levels + 1)]
+    for levels, rate in enumerate(rates, start=1):
+        if abs(rate - bitrate) <= 0.005:
+            return levels
+    offered = ", ".join(f"{rate:g}" for rate in rates)
+    raise SpeechError(f"the file can't be cut to {bitrate:g} kbit/s; it holds {offered}")
 
 
 def to_text(facts: dict[str, Any]) -> str:

@@ -45,7 +45,8 @@ class EscFile:
 def load(name_or_path: str | Path = "esc_live", device: str | torch.device = "cpu") -> Codec:
     """Load a codec in evaluation mode by shipped name, folder, or `hf://owner/name`.
 
-    Raises CheckpointError if there is none, if it was altered, or if its weights do not fit its configuration.
+    Raises CheckpointError if there is none, if it was altered, or if its weights do not fit its configuration, and
+    ConfigError for a device that does not compute here.
     """
     folder = checkpoint.find(name_or_path)
     kind, values, state, sha256 = checkpoint.read(folder)
@@ -59,7 +60,12 @@ def load(name_or_path: str | Path = "esc_live", device: str | torch.device = "cp
         raise CheckpointError(f"{folder}: the weights do not fit config.json: {error}") from error
     model.name = Path(folder).resolve().name
     model.model_id = bytes.fromhex(sha256)[:6]
-    return model.eval().requires_grad_(False).to(device)
+    try:
+        torch.zeros(1, device=device).item()  # the device "meta" takes every model and computes nothing
+        return model.eval().requires_grad_(False).to(device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch's words for a device that is not there
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # some go on to list every backend
+        raise ConfigError(f"no computing on {str(device)!r} here: {reason}; use cpu, cuda or cuda:N") from error
 
 
 def read(path: str | Path) -> EscFile:

@@ -221,7 +221,7 @@ class EscLive(Codec):
     @torch.no_grad()
     def decode(self, codes: Tensor, num_samples: int | None = None, state: DecoderState | None = None) -> Tensor:
         """See `Codec.decode`. With a `state`: (B, T * samples_per_frame) samples, which lag one hop behind."""
-        self.check_codes(codes)
+        codes = self.check_codes(codes)
         if state is not None:
             if num_samples is not None:
                 raise AudioError("num_samples belongs to whole signals; a live chunk gives all its samples")

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from codec.config import CodecConfig
 from engine.errors import AudioError, ConfigError
 
+FROM_ARRAY = "torch.from_numpy makes one of an array"
+
 
 @dataclass
 class CodecOutput:
@@ -77,6 +79,8 @@ class Codec(nn.Module, ABC):
 
     def check_wav(self, wav: Tensor, lengths: Tensor | None) -> None:
         """Raise AudioError unless `wav` is finite, floating, (B, N) with N > 0 and fits `lengths`."""
+        if not isinstance(wav, Tensor):
+            raise AudioError(f"expected a tensor of samples (batch, N), got {type(wav).__name__}; {FROM_ARRAY}")
         if wav.ndim != 2 or wav.numel() == 0:
             raise AudioError(f"expected samples (batch, N) with N > 0, got shape {tuple(wav.shape)}")
         if not wav.is_floating_point():
@@ -95,14 +99,19 @@ class Codec(nn.Module, ABC):
             raise ConfigError(f"levels must be 1 to {self.config.levels}, got {levels}")
         return levels
 
-    def check_codes(self, codes: Tensor) -> None:
-        """Raise ConfigError unless `codes` are integers of this model's shape and range."""
+    def check_codes(self, codes: Tensor) -> Tensor:
+        """Return integer codes as int64; raise ConfigError unless they are of this model's shape and range."""
+        if not isinstance(codes, Tensor):
+            raise ConfigError(f"expected a tensor of codes, got {type(codes).__name__}; {FROM_ARRAY}")
+        is_integer = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
         batch_first = codes.ndim == 4 and codes.shape[2] == self.config.num_groups and codes.numel() > 0
-        if not batch_first or not 1 <= codes.shape[1] <= self.config.levels or codes.is_floating_point():
+        if not batch_first or not 1 <= codes.shape[1] <= self.config.levels or not is_integer:
             raise ConfigError(
                 f"expected integer codes (batch, 1..{self.config.levels} levels, {self.config.num_groups} groups, T), "
                 f"got {codes.dtype} {tuple(codes.shape)}"
             )
+        codes = codes.long()
         low, high = int(codes.min()), int(codes.max())
         if low < 0 or high >= self.config.codebook_size:
             raise ConfigError(f"codes must be 0 to {self.config.codebook_size - 1}, got {low} to {high}")
+        return codes

@@ -55,7 +55,7 @@ class OnnxLive:
     @torch.no_grad()
     def decode(self, codes: Tensor, *, state: DecoderState) -> Tensor:
         """Codes (B, L, G, k) -> (B, k * samples_per_frame), one hop late."""
-        self.model.check_codes(codes)
+        codes = self.model.check_codes(codes)
         steps = [self._step("decode", codes.shape[1], code, [state.stages]) for code in codes.unbind(-1)]
         return self.model.synthesize(self.model.unpatch(torch.stack(steps, dim=1)), state.istft)
 

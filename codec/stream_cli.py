@@ -170,6 +170,8 @@ def channel(
     from codec.packet_stream import PacketReader, PacketWriter
 
     _refuse_terminal()
+    if not 0 <= loss < 100:
+        raise ConfigError(f"--loss is the per cent of packets that are lost, from 0 to below 100, not {loss:g}")
     network.lost(0, loss / 100, burst)  # bad numbers are refused before anything is read
     reader = PacketReader(sys.stdin.buffer)
     writer = PacketWriter(sys.stdout.buffer, reader.header)

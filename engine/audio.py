@@ -102,8 +102,9 @@ def blocks(
     what :func:`load` returns.  Errors as in :func:`load`; those deep inside the file come when they are reached.
     """
     with _open(source) as (file, name, data):
-        size = round(block_seconds * (sample_rate or file.samplerate))
-        if size < 1:
+        rate = file.samplerate if sample_rate is None else sample_rate
+        size = round(block_seconds * rate)
+        if size < 1 <= rate:  # a rate that is none is refused by the resampler
             raise AudioError(f"a block of {block_seconds} s is shorter than one sample; ask for longer blocks")
         held: list[Tensor] = []
         num_held = 0
@@ -137,7 +138,7 @@ def save(
     file comes back at that rate; Vorbis above 192 kHz becomes 192 kHz.  Everything but float wav is clipped to full
     scale, with one warning.  The file appears under its name only when it is complete.  Raises AudioError.
     """
-    pieces = iter([wav] if isinstance(wav, Tensor) else wav)
+    pieces: Iterator[Tensor] = iter([wav] if isinstance(wav, Tensor | np.ndarray) else wav)  # type: ignore[list-item]
     if target == "-":
         buffer = io.BytesIO()
         _write(buffer, "standard output", ".wav", pieces, sample_rate, subtype)
@@ -258,7 +259,7 @@ def _read(
 ) -> Iterator[Tensor]:
     """Yield (C, n) at ``sample_rate`` until the file ends, whatever length its header promises."""
     native = file.samplerate
-    resampler = Resampler(native, sample_rate or native, 1 if mono else file.channels)
+    resampler = Resampler(native, native if sample_rate is None else sample_rate, 1 if mono else file.channels)
     position = 0
     while True:
         try:
@@ -314,7 +315,7 @@ def _write(
     highest = VORBIS_RATE if encoding == "VORBIS" else sample_rate
     rates = ENCODING_RATES.get(encoding, (min(sample_rate, highest),))
     rate = min((r for r in rates if r >= sample_rate), default=rates[-1])
-    first = torch.atleast_2d(next(pieces, torch.zeros(1, 0)))
+    first = _with_channels(next(pieces, torch.zeros(1, 0)), name)
     if encoding == "VORBIS" and len(first) > VORBIS_CHANNELS:
         raise AudioError(f"{name}: Vorbis has at most {VORBIS_CHANNELS} channels, not {len(first)}; write .wav instead")
     resampler = Resampler(sample_rate, rate, len(first))
@@ -323,7 +324,7 @@ def _write(
         with soundfile.SoundFile(
             file, "w", rate, len(first), encoding, None, container, compression_level=compression
         ) as out:
-            for wav in itertools.chain([first], map(torch.atleast_2d, pieces), [None]):
+            for wav in itertools.chain([first], pieces, [None]):
                 at_rate = resampler.flush() if wav is None else resampler.push(_checked(wav, len(first), name))
                 for chunk in at_rate.split(CHUNK, dim=1):
                     samples, clipped = _encodable(chunk, encoding)
@@ -344,8 +345,15 @@ def _write(
         log.warning("%s: %d samples beyond full scale were clipped; scale the signal down", name, num_clipped)
 
 
+def _with_channels(wav: Tensor, name: str) -> Tensor:
+    if not isinstance(wav, Tensor):
+        raise AudioError(f"{name}: expected a tensor, got {type(wav).__name__}; torch.from_numpy makes one of an array")
+    return torch.atleast_2d(wav)
+
+
 def _checked(wav: Tensor, num_channels: int, name: str) -> Tensor:
-    """Refuse a block (C, n) that no file can hold."""
+    """A block (C, n) or (n,) as (C, n); refuse what no file can hold."""
+    wav = _with_channels(wav, name)
     if wav.ndim != 2 or len(wav) != num_channels or not wav.is_floating_point():
         raise AudioError(
             f"{name}: expected floating point samples ({num_channels} channels, N), got {wav.dtype} {tuple(wav.shape)}"

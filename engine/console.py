@@ -13,7 +13,7 @@ def set_up() -> None:
     """Let SIGTERM and SIGHUP end the program as SystemExit, so that what it began to write is removed.
 
     Python's default ends it on the spot. Of a program's main thread alone; a signal that is ignored stays so (nohup).
-    File names that are no text are printed with their bytes as \\xNN.
+    File names that are no text are printed with each of their bytes as Python holds it, \\udcNN.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

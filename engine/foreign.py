@@ -20,10 +20,14 @@ def load_pickle(source: Path | IO[bytes], name: str) -> Any:
     """What torch.save wrote, with torch's loader for weights alone; CheckpointError if it cannot be read as such."""
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
-    # A damaged pickle can fail in any way; whatever it is, the file cannot be read.
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read as weights: {error.strerror or error}") from error
+    # A damaged pickle can fail in any way; whatever it is, the file cannot be read. Torch would advise to run its code.
     except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{name} cannot be read as weights: {reason}") from error
+        raise CheckpointError(
+            f"{name} cannot be read as weights: it is damaged, or holds more than tensors and plain values, which "
+            "could run code and is never loaded here; ask for the state dict alone, best as .safetensors"
+        ) from error
 
 
 def state_dict(content: Any, name: str) -> dict[str, Tensor]:

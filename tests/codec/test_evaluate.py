@@ -68,6 +68,14 @@ def test_what_the_figures_do_not_show_is_said(folders, monkeypatch, capsys):
     assert "alone.wav has no partner" in err and "one: decoded is 480 samples shorter" in err
 
 
+def test_what_is_undefined_for_a_file_is_not_counted(folders):
+    for folder in folders:
+        audio.save(next(folder.glob("one.*")), torch.zeros(1, 48000), 16000)
+    lines = evaluate(*folders).to_text().splitlines()
+    assert lines[3].split()[0] == "mean" and " of 2" not in lines[3]
+    assert lines[5].split() == ["files", "counted", "1", "1", "1", "2"]
+
+
 def test_a_shift_costs_unless_aligned(folders):
     straight = evaluate(*folders)
     for stem in ("one", "two"):

@@ -65,6 +65,12 @@ def test_what_does_not_fit_is_named(folder, tmp_path):
         codec.load(tmp_path / "field")
 
 
+@pytest.mark.parametrize("device", ["meta", "cuda:99", "xpu:99", "nonsense"])
+def test_a_device_that_is_not_there_is_named(folder, device):
+    with pytest.raises(ConfigError, match=f"no computing on '{device}' here"):
+        codec.load(folder, device)
+
+
 def test_altered_weights_are_refused(folder, tmp_path):
     for name in ("config.json", "README.md"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())

@@ -142,6 +142,7 @@ def test_sessions_do_not_touch_each_other(model):
         (torch.zeros(100), "expected samples"),
         (torch.zeros(1, 100, dtype=torch.int16), "divide int16"),
         (torch.full((1, 100), float("nan")), "NaN"),
+        (torch.zeros(1, 100).numpy(), "got ndarray; torch.from_numpy"),
     ],
 )
 def test_bad_audio_is_named(model, wav, message):
@@ -154,8 +155,19 @@ def test_bad_codes_are_named(model):
         model.decode(torch.full((1, 6, 3, 4), 32))
     with pytest.raises(ConfigError, match="expected integer codes"):
         model.decode(torch.zeros(1, 7, 3, 4, dtype=torch.int64))
+    for dtype in (torch.bool, torch.complex64, torch.float32):
+        with pytest.raises(ConfigError, match="expected integer codes"):
+            model.decode(torch.zeros(1, 6, 3, 4, dtype=dtype))
+    with pytest.raises(ConfigError, match=r"got ndarray; torch\.from_numpy"):
+        model.decode(torch.zeros(1, 6, 3, 4, dtype=torch.int64).numpy())
     with pytest.raises(AudioError, match="hold up to"):
         model.decode(torch.zeros(1, 6, 3, 4, dtype=torch.int64), num_samples=4 * 320)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32])
+def test_codes_of_any_integer_width_are_taken(model, dtype):
+    codes = torch.arange(6 * 3 * 4).reshape(1, 6, 3, 4) % 32
+    assert torch.equal(model.decode(codes.to(dtype)), model.decode(codes))
 
 
 def test_double_precision_input_is_taken(model):

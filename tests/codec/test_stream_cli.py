@@ -120,6 +120,7 @@ def test_errors_say_the_way_out(packets, pcm):
     assert "offers 1.5, 3" in stream("encode", "-b", "5", data=b"", status=2)[1]
     assert "one of 20, 40" in stream("encode", "--packet", "30", data=b"", status=2)[1]
     assert "bursts" in stream("channel", "--burst", "0", data=packets, status=2)[1]
+    assert "below 100, not 200" in stream("channel", "--loss", "200", data=packets, status=2)[1]
     other = bytearray(packets)
     body = len(PacketReader(io.BytesIO(packets)).header.to_bytes())
     other[13:19] = b"strange"[:6]

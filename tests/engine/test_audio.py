@@ -201,6 +201,8 @@ def test_a_damaged_flac_says_where(tmp_path):
         ("a.wav", iter([]), 16000, "no samples"),
         ("a.wav", torch.zeros(1, 9, dtype=torch.int16), 16000, "floating point"),
         ("a.wav", torch.zeros(1, 2, 9), 16000, "floating point"),
+        ("a.wav", np.zeros(9, np.float32), 16000, "got ndarray; torch.from_numpy"),
+        ("a.wav", iter([torch.zeros(9), np.zeros((1, 9))]), 16000, "got ndarray; torch.from_numpy"),
         ("a.wav", iter([torch.zeros(1, 9), torch.zeros(2, 9)]), 16000, "1 channels, N"),
         ("a.wav", torch.zeros(1, 9), 0, "0 Hz is impossible"),
         ("a.flac", torch.zeros(9, 9), 16000, "FLAC PCM_16 with 9 channel"),
@@ -340,6 +342,13 @@ def test_a_round_trip_refuses_what_there_is_not():
         audio.round_trip(torch.zeros(9), 16000, ".aac")
     with pytest.raises(AudioError, match="cannot be written"):
         audio.round_trip(torch.zeros(9), 16000, ".mp3", 1.0)
+
+
+@pytest.mark.parametrize("rate", [0, -8000])
+@pytest.mark.parametrize("read", [audio.load, lambda *options: list(audio.blocks(*options))])
+def test_no_rate_is_not_the_native_one(recordings, read, rate):
+    with pytest.raises(AudioError, match=f"{rate} Hz is impossible"):
+        read(recordings[0], rate)
 
 
 def test_resample_shapes_types_and_lengths():
