@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,8 +29,10 @@ from speaker.last_layer import transform
 from speaker.metrics import eer
 from speaker.model import SpeakerEncoder
 
+log = logging.getLogger(__name__)
 CUTS = (1, 2, 4)  # seconds of the validation crops
 FACING = 3_000  # crops
+HEARD = 0.75  # of the hours given, that a teacher should have heard; recipes.teach leaves out some of long speakers
 LENGTH_SECONDS = 0.2  # between the lengths of crops
 
 
@@ -100,6 +103,8 @@ class SpeakerTask(Task):
             targets=targets, own_share=recipe.own_share, unlabelled_share=recipe.unlabelled_share, augment=chain,
             levels=recipe.crop_levels, speaker_exponent=recipe.speaker_exponent,
         )  # fmt: skip
+        if targets:
+            say_unheard(train, crops.utterances, recipe)
         valid = SpeakerCrops(
             samples, held_out, recipe.validation_samples, recipe.validation_crops, 0, targets=targets,
             unlabelled_share=0.0, levels=recipe.crop_levels, speaker_exponent=0.0,
@@ -207,6 +212,17 @@ class SpeakerTask(Task):
         else:
             schedule = warmup_stable_decay(optimizer, recipe.warmup_steps, recipe.max_steps, recipe.decay_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def say_unheard(given: list[Utterance], heard: list[Utterance], recipe: SpeakerRecipe) -> None:
+    """Warn where the teacher has not heard most recordings: the same ones, decoded anew, are others to it."""
+    hours, of = (sum(u.num_samples for u in each) / recipe.sample_rate / 3600 for each in (heard, given))
+    if hours < HEARD * of:
+        log.warning(
+            "the teacher has heard %.1f of %.1f hours of these recordings, and the rest is not trained on; "
+            "`python -m recipes.teach` with the same manifests adds it to %s",
+            hours, of, recipe.teacher,
+        )  # fmt: skip
 
 
 def face_teacher(encoder: SpeakerEncoder, crops: SpeakerCrops) -> None:

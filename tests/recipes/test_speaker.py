@@ -345,3 +345,16 @@ def test_collapse_is_spread_within_over_spread_between():
     means = np.array([[1.0, 0.0], [-1.0, 0.0]])
     points = np.repeat(means, 2, axis=0) + np.array([[0, 0.5], [0, -0.5]] * 2)
     assert collapse(points, np.array([3, 3, 7, 7])) == pytest.approx(0.25)
+
+
+def test_recordings_that_the_teacher_has_not_heard_are_told_of(manifest, targets, tmp_path, caplog):
+    """Decoded anew, or written in another format, they are others to it, and would be left out without a word."""
+    samples, utterances = build_cache([manifest], manifest.parent / "cache", RATE)
+    recipe = replace(tiny(), teacher=str(targets), speeds=SPEEDS)
+    SpeakerTask(recipe).prepare(samples, utterances, utterances)
+    assert not caplog.messages
+    with np.load(targets) as held:
+        np.savez(tmp_path / "some.npz", **{**held, "sha256": held["sha256"][:9], "embeddings": held["embeddings"][:9]})
+    SpeakerTask(replace(recipe, teacher=str(tmp_path / "some.npz"))).prepare(samples, utterances, utterances)
+    (message,) = caplog.messages
+    assert "the teacher has heard 0.0 of 0.0 hours" in message and "some.npz" in message
