@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,27 @@ def writable(out: Path, force: bool, inputs: Sequence[Path | None]) -> None:
 
 
 def creatable(folder: Path, force: bool) -> None:
-    """SpeechError for a folder that has something in it already, or a file of that name."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())) and not force:
+    """SpeechError for a file of that name, which is never replaced, or a folder that has something in it already."""
+    if folder.exists() and not folder.is_dir():
+        raise SpeechError(f"{folder} is a file; name a folder")
+    if folder.exists() and any(folder.iterdir()) and not force:
         raise SpeechError(f"{folder} exists; --force overwrites it")
 
 
 def probability(prior: float) -> None:
     if not 0 < prior < 1:
         raise ScoreError(f"--prior {prior:g}: it lies between 0 and 1, neither of them included")
+
+
+def number(option: str, value: float | None, what: str) -> None:
+    """ScoreError for NaN and infinity, which parse as numbers; `what` says what the option takes."""
+    if value is not None and not isfinite(value):
+        raise ScoreError(f"{option} {value:g}: it is {what}")
+
+
+def duration(option: str, seconds: float | None) -> None:
+    if seconds is not None and not (isfinite(seconds) and seconds > 0):
+        raise ScoreError(f"{option} {seconds:g}: it is a number of seconds, above 0")
 
 
 def finite(value: Any) -> Any:

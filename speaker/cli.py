@@ -2,7 +2,8 @@
 lists of trials and `speaker.store_cli` on voiceprints.
 
 torch takes seconds to import, so a command imports what it needs when it runs. Results go to stdout, everything else to
-stderr. Exit status: 0 done (verify: same speaker), 1 some files failed (verify: different speakers), 2 error.
+stderr. Exit status: 0 done (verify: same speaker), 1 some files failed (verify: different speakers), 2 error (verify:
+also where nothing is decided).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from math import inf, isfinite
+import traceback
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,7 @@ import typer
 
 from engine.console import set_up
 from engine.errors import SpeechError
-from speaker.checks import creatable
+from speaker.checks import creatable, number
 from speaker.diarize_cli import diarize
 from speaker.fusion_cli import calibrate, compare, fuse
 from speaker.scoring_cli import plda, score
@@ -167,7 +169,8 @@ def verify(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Are two recordings of one speaker? Exit status 0 same, 1 different, 2 trouble, such as too little speech.
+    """Are two recordings of one speaker? Exit status 0 same, 1 different, 2 trouble, such as too little speech, or
+    where nothing is decided.
 
     Where the model brings a calibration: the log-likelihood ratio (natural logarithm) of the cosine and the
     seconds of speech, the probability at the prior, and the decision that costs least. Without: the cosine, and a
@@ -178,13 +181,15 @@ def verify(
     prior = PRIOR if prior is None else prior
     if not (0 < prior < 1 and 0 < cost_miss < inf and 0 < cost_false < inf):
         raise SpeechError(f"the prior lies between 0 and 1, costs are above 0; got {prior}, {cost_miss}, {cost_false}")
-    if threshold is not None and not isfinite(threshold):
-        raise SpeechError(f"--threshold {threshold}: it is a cosine, between -1 and 1")
+    number("--threshold", threshold, "a cosine, between -1 and 1")
     found = compare(first, second, model, prior, cost_miss, cost_false, threshold)
     for warning in found.warnings:
         print(f"speaker: warning: {warning}", file=sys.stderr)
     print(json.dumps(found.as_dict()) if as_json else found.as_text())
-    if found.same is False:
+    if found.same is None:  # 0 would say "same"
+        print("speaker: nothing is decided, the model has no calibration; give --threshold", file=sys.stderr)
+        raise typer.Exit(2)
+    if not found.same:
         raise typer.Exit(1)
 
 
@@ -241,13 +246,19 @@ app.add_typer(manage, name="store")
 
 
 def main() -> None:
-    """Run the command line; errors that a user can act on become one line and exit status 2."""
+    """Run the command line; errors that a user can act on become one line and exit status 2.
+
+    So do those that nobody foresaw, with their traceback: Python's own 1 says "different" or "nobody" here.
+    """
     logging.basicConfig(format="speaker: warning: %(message)s", level=logging.WARNING)
     set_up()
     try:
         app(prog_name="speaker")
     except (SpeechError, OSError) as error:
         print(f"speaker: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception:
+        traceback.print_exc()
         sys.exit(2)
 
 

@@ -202,7 +202,10 @@ def described(
         for row, (known, ratio) in match(means, seconds, enrolled, models.calibration).items():
             names[row], found[known] = known, ratio
     of = dict(zip(order, names, strict=True))
-    segments = [Segment(start, end, of[label]) for start, end, label in timeline(stretches, cuts, labels)]
+    # The last frame of voice activity is a whole one, the recording may end within it.
+    segments = [
+        Segment(start, min(end, duration), of[label]) for start, end, label in timeline(stretches, cuts, labels)
+    ]
     return Diarization(segments, name, dict(zip(names, means, strict=True)), found, duration)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import ScoreError, SpeechError
+from speaker.checks import number, writable
 
 if TYPE_CHECKING:
     from speaker.diarize import Diarization
@@ -36,12 +37,13 @@ def diarize(
 ) -> None:
     """Tell who spoke when: start, end (seconds) and speaker of each segment."""
     for path in (rttm, plot):
-        if path is not None and path.exists() and not force:
-            raise SpeechError(f"{path} exists; --force overwrites it")
+        if path is not None:
+            writable(path, force, [source, enrolled, store])
     if plot is not None and plot.suffix != ".png":
         raise SpeechError(f"{plot}: the name must end in .png")
     if num_speakers is not None and num_speakers < 1:
         raise ScoreError(f"--num-speakers {num_speakers}: there is at least 1")
+    number("--threshold", threshold, "a log-likelihood ratio, or a cosine where the model has no calibration")
     if threshold is not None and (cluster != "ahc" or num_speakers is not None):
         raise ScoreError("--threshold is for --cluster ahc and a number of speakers to be counted; leave it out")
     options: dict[str, Any] = {"vad": vad, "cluster": cluster, "resegment": resegment, "bfloat16": bfloat16}

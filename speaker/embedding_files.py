@@ -7,6 +7,7 @@ model, `name@digest`: .npz as the arrays `names`, `embeddings`, `seconds` and `m
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from numpy.typing import NDArray
 
 from engine.errors import ScoreError
 from engine.files import replacing
+from speaker.file_names import text_of
 
-__all__ = ["FORMATS", "EmbeddingFile", "check_format", "read", "write"]
+__all__ = ["FORMATS", "EmbeddingFile", "check_format", "read", "reason", "write"]
 
 FORMATS = (".npz", ".parquet")
+# What numpy raises for an .npz that is none, is cut short or damaged; RuntimeError for what zipfile does not know.
+BROKEN = (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error)
 
 
 @dataclass
@@ -44,13 +48,14 @@ def check_format(path: Path) -> None:
 def write(path: Path, file: EmbeddingFile) -> None:
     """Write in the format that the name says; the file appears whole or not at all."""
     check_format(path)
+    names = [text_of(name) for name in file.names]
     with replacing(path) as partial:
         if path.suffix == ".parquet":
-            _write_parquet(partial, file)
+            _write_parquet(partial, names, file)
             return
         with partial.open("wb") as target:
             np.savez(
-                target, names=np.array(file.names, dtype=str), embeddings=file.vectors, seconds=file.seconds,
+                target, names=np.array(names, dtype=str), embeddings=file.vectors, seconds=file.seconds,
                 model=np.array(file.model),
             )  # fmt: skip
 
@@ -66,8 +71,15 @@ def read(path: Path) -> EmbeddingFile:
             return EmbeddingFile(
                 parts["names"].tolist(), vectors, seconds, str(parts["model"]) if "model" in parts else ""
             )
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise ScoreError(f"{path} holds no embeddings ({error}); `speaker embed` writes them as .npz") from error
+    except BROKEN as error:
+        why = reason(error)
+        raise ScoreError(f"{path} holds no embeddings ({why}); `speaker embed` writes them as .npz") from error
+
+
+def reason(error: Exception) -> str:
+    """What numpy says of a file; its advice to load unsafely is not passed on, that would run what the file says."""
+    told = str(error)
+    return "it is no .npz, or one of Python objects, which could run code" if "allow_pickle" in told else told
 
 
 def _pyarrow(path: Path) -> Any:
@@ -78,14 +90,14 @@ def _pyarrow(path: Path) -> Any:
     return pyarrow
 
 
-def _write_parquet(path: Path, file: EmbeddingFile) -> None:
+def _write_parquet(path: Path, names: list[str], file: EmbeddingFile) -> None:
     pyarrow = _pyarrow(path)
     flat = pyarrow.array(np.ascontiguousarray(file.vectors, dtype=np.float32).reshape(-1))
     columns = {
-        "name": pyarrow.array(file.names, pyarrow.string()),
+        "name": pyarrow.array(names, pyarrow.string()),
         "embedding": pyarrow.FixedSizeListArray.from_arrays(flat, max(1, file.vectors.shape[1])),
         "seconds": pyarrow.array(file.seconds, pyarrow.float64()),
-        "model": pyarrow.array([file.model] * len(file.names), pyarrow.string()),
+        "model": pyarrow.array([file.model] * len(names), pyarrow.string()),
     }
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
 

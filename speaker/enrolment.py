@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine import audio
+from engine.errors import AudioError
 from speaker.model import SpeakerEncoder
 from speaker.quality import FRAME, Quality, assess, speech_frames
 
@@ -77,8 +78,16 @@ class EnrolmentQuality:
 
 
 def assess_enrolment(encoder: SpeakerEncoder | None, wav: NDArray[np.float32] | Tensor, rate: int) -> EnrolmentQuality:
-    """(N,) samples in [-1, 1] -> quality; without an encoder voices are not told apart."""
+    """(N,) samples in [-1, 1] -> quality; without an encoder voices are not told apart.
+
+    AudioError for another shape, and for what is not finite.
+    """
     samples = np.asarray(wav, dtype=np.float32)
+    if samples.ndim != 1:
+        raise AudioError(f"expected samples (N,) of one channel, got shape {samples.shape}; of what audio.load gives, "
+                         "(channels, N), take wav[0]")  # fmt: skip
+    if not np.isfinite(samples).all():
+        raise AudioError("the samples contain NaN or infinity")
     found = math.nan if encoder is None else agreement(window_embeddings(encoder, samples, rate))
     return EnrolmentQuality(assess(samples, rate), signal_to_noise(samples, rate), found)
 

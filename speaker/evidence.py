@@ -20,7 +20,6 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from engine.errors import ScoreError
 from speaker.calibration import Calibration
 from speaker.calibration import load as load_calibration
+from speaker.embedding_files import BROKEN, reason
 from speaker.scoring import ROWS, Floats, unit
 
 if TYPE_CHECKING:
@@ -130,8 +130,9 @@ def cohort_of(folder: Path, model: str) -> NDArray[np.float32] | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as parts:
             made_for, vectors = str(parts["model"]), parts["embeddings"].astype(np.float32)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise ScoreError(f"{path} holds no cohort ({error}); `python -m recipes.calibrate` makes one") from error
+    except BROKEN as error:
+        why = reason(error)
+        raise ScoreError(f"{path} holds no cohort ({why}); `python -m recipes.calibrate` makes one") from error
     if made_for.partition("@")[2] != model.partition("@")[2]:
         warnings.warn(f"{path} was made for {made_for}, not for {model}; it is not used", stacklevel=2)
         return None

@@ -102,8 +102,10 @@ class Gallery:
 
     def _queries(self, vectors: ArrayLike) -> Vectors:
         rows = np.asarray(vectors, dtype=np.float32)
-        if rows.ndim != 2 or rows.shape[1] != self.means.shape[1]:
-            raise StoreError(f"the prints have {self.means.shape[1]} numbers, the query is of shape {rows.shape}")
+        dim = self.means.shape[1]
+        if rows.ndim != 2 or rows.shape[1] != dim:
+            raise StoreError(f"the prints have {dim} numbers, the query is of shape {rows.shape}; queries are "
+                             f"(B, {dim}), a single one (1, {dim})")  # fmt: skip
         if not np.isfinite(rows).all() or not rows.any(axis=1).all():
             raise StoreError("the query is zero, NaN or infinite; its recording is no speech")
         return unit_rows(rows)

@@ -26,9 +26,15 @@ MOST = 12  # different words in a column; with more it is a name
 
 def read_groups(path: Path, trials: Trials) -> dict[str, list[str]]:
     """{column: group of every trial}; ScoreError for recordings that the table does not have."""
+    rows: list[dict[str, str]] = []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet's byte order mark
+            reader = csv.DictReader(file)
+            for row in reader:
+                if None in row:  # where DictReader puts what the heading has no name for
+                    raise ScoreError(f"{path}, line {reader.line_num}: more cells than the heading has; a cell with a "
+                                     "comma in it stands in quotes")  # fmt: skip
+                rows.append(row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ScoreError(f"{path}: no table can be read from it ({error})") from error
     if not rows or "path" not in rows[0]:

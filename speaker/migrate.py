@@ -65,9 +65,18 @@ class Loss:
 def learn(before: ArrayLike, after: ArrayLike, penalty: float = 1.0) -> Map:
     """Ridge regression of (n, K) on (n, D), rows of the same recordings."""
     x, y = (unit(np.asarray(each, dtype=np.float64)) for each in (before, after))
+    _enough(x, y)
+    return _ridge(x, y, penalty)
+
+
+def _enough(x: Floats, y: Floats) -> None:
     if len(x) != len(y) or len(x) < FEWEST:
         raise StoreError(f"a map is learned from {FEWEST} recordings or more that both encoders embed, got {len(x)} "
                          f"and {len(y)}")  # fmt: skip
+
+
+def _ridge(x: Floats, y: Floats, penalty: float) -> Map:
+    """Of rows of unit length."""
     mean, offset = x.mean(0), y.mean(0)
     centred = x - mean
     matrix = np.linalg.solve(centred.T @ centred + penalty * np.eye(x.shape[1]), centred.T @ (y - offset))
@@ -100,7 +109,7 @@ def migrate_store(store: Store, map_: Map, model: str) -> int:
     """Replace all prints by mapped ones, marked with the model they come from, in one transaction; returns how many."""
     prints = store.prints()
     if not prints:
-        raise StoreError(f"{store.path} is empty, there is nothing to migrate")
+        raise StoreError(f"{store.path} holds no prints, there is nothing to migrate")
     vectors = map_(np.stack([p.vector for p in prints])).astype("<f4")
     with store.database.writing(erase=True):
         for each, vector in zip(prints, vectors, strict=True):
@@ -115,7 +124,8 @@ def migrate_store(store: Store, map_: Map, model: str) -> int:
 
 def _held_out(before: ArrayLike, after: ArrayLike, speakers: list[str], penalty: float) -> Floats:
     """Mapped (n, K), each row by a map that has seen nothing of its speaker."""
-    x, y = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    x, y = (unit(np.asarray(each, dtype=np.float64)) for each in (before, after))
+    _enough(x, y)  # of all: the fifth that a fold leaves out is not missing
     rows = np.unique(speakers, return_inverse=True)[1]
     if rows.max() + 1 < FOLDS:
         raise StoreError(f"the loss is measured on speakers left out, in {FOLDS} parts; the recordings are of "
@@ -123,5 +133,5 @@ def _held_out(before: ArrayLike, after: ArrayLike, speakers: list[str], penalty:
     fold = np.random.default_rng(0).permutation(rows.max() + 1)[rows] % FOLDS
     mapped = np.zeros((len(x), y.shape[1]))
     for part in range(FOLDS):
-        mapped[fold == part] = learn(x[fold != part], y[fold != part], penalty)(x[fold == part])
+        mapped[fold == part] = _ridge(x[fold != part], y[fold != part], penalty)(x[fold == part])
     return mapped

@@ -85,6 +85,8 @@ class SpeakerEncoder(nn.Module):
         """
         if not torch.compiler.is_compiling():
             self._check(wav, lengths)
+            if wav.dtype == torch.float64 and next(self.parameters()).dtype != torch.float64:  # NumPy's, unasked
+                wav = wav.float()
             if lengths is not None and not torch.jit.is_tracing() and int(lengths.min()) == wav.shape[1]:
                 lengths = None  # nothing is padded: no masks, a tenth of the time
         with torch.autocast(wav.device.type, enabled=False):  # the network alone may compute in lower precision
@@ -92,6 +94,9 @@ class SpeakerEncoder(nn.Module):
         return self.backbone(features, None if lengths is None else num_frames)
 
     def _check(self, wav: Tensor, lengths: Tensor | None) -> None:
+        if not isinstance(wav, Tensor):
+            raise AudioError(f"expected a tensor (batch, N), got {type(wav).__name__}; torch.from_numpy makes one of "
+                             "a NumPy array")  # fmt: skip
         if wav.ndim != 2 or wav.numel() == 0:
             raise AudioError(f"expected samples (batch, N) with N > 0, got shape {tuple(wav.shape)}")
         if not wav.is_floating_point():
@@ -144,7 +149,10 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Speake
         raise CheckpointError(f"{folder}: the weights do not fit config.json: {error}") from error
     encoder.name, encoder.digest = folder.resolve().name, sha256[:12]
     try:
-        return encoder.eval().requires_grad_(False).to(device)
+        place = torch.device(device)
+        if place.type == "meta":  # shapes without numbers
+            raise ConfigError("no computing on 'meta' here: it holds no numbers; name cpu or cuda")
+        return encoder.eval().requires_grad_(False).to(place)
     except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
         raise ConfigError(f"no computing on {str(device)!r} here: {str(error).splitlines()[0]}") from error
 

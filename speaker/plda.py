@@ -9,13 +9,13 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ScoreError
 from engine.files import replacing
+from speaker.embedding_files import BROKEN, reason
 from speaker.scoring import Floats, unit
 
 __all__ = ["Plda", "adapt", "lda", "load", "read_kaldi", "train"]
@@ -84,8 +84,8 @@ def load(path: Path) -> Plda:
             centre, reduce, mean, transform, psi = (parts[n] for n in ("centre", "lda", "mean", "transform", "psi"))
             model = str(parts["model"]) if "model" in parts else ""
             return Plda(centre, reduce, mean, transform, psi, bool(parts["length_norm"]), model=model)
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile, struct.error) as error:
-        raise ScoreError(f"{path} holds no PLDA ({error})") from error
+    except (*BROKEN, TypeError, struct.error) as error:
+        raise ScoreError(f"{path} holds no PLDA ({reason(error)})") from error
 
 
 def lda(vectors: Floats, speakers: NDArray[np.int64], dim: int) -> Floats:

@@ -54,13 +54,15 @@ def list_recordings(paths: Sequence[Path]) -> list[Recording]:
 
 
 def find_recordings(paths: Sequence[Path]) -> list[Path]:
-    """Files as given and, of folders, all recordings below them; AudioError if a folder has none."""
+    """Files as given and, of folders, all recordings below them but hidden ones; AudioError if a folder has none."""
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        # "._a.wav" is what macOS keeps of a.wav on other file systems, and no audio.
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+                        and not any(part.startswith(".") for part in p.relative_to(path).parts))  # fmt: skip
         if not inside:
             raise AudioError(f"no {', '.join(sorted(SUFFIXES))} file below {path}")
         found += inside

@@ -96,7 +96,8 @@ def as_text(found: dict[str, Any]) -> str:
         span = f"{row['from']:g} to {row['to']:g} s" if row["to"] else f"from {row['from']:g} s"
         lines.append(_line(span, row))
     for name, rows in found.get("by", {}).items():
-        lines += [f"by {name}", *(_line(row["group"], row) for row in rows)]
+        few = [] if rows else [f"  fewer than {FEWEST} trials of a kind in every group"]
+        lines += [f"by {name}", *(_line(row["group"], row) for row in rows), *few]
     return "\n".join(lines)
 
 

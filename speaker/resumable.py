@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,8 +112,8 @@ def _resume(partial: Path, origin: str, recordings: Sequence[Recording], force: 
             made_by = str(parts["origin"])
             columns = zip(*(parts[name] for name in ("names", "embeddings", "seconds", "stamps")), strict=True)
             rows = {str(name): row for name, *row in columns}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise ScoreError(f"{partial} is no unfinished run ({error}); remove it") from error
+    except embedding_files.BROKEN as error:
+        raise ScoreError(f"{partial} is no unfinished run ({embedding_files.reason(error)}); remove it") from error
     if made_by != origin:
         if force:
             return _Done()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine.errors import ScoreError
 from engine.files import replacing
+from speaker.file_names import text_of
 
 __all__ = ["Segment", "format_rttm", "read_rttm", "write_rttm"]
 
@@ -95,4 +96,4 @@ def _parsed(fields: list[str]) -> tuple[str, Segment]:
 
 
 def _word(name: str) -> str:
-    return "_".join(name.split()) or "<NA>"
+    return "_".join(text_of(name).split()) or "<NA>"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import ScoreError
-from speaker.checks import finite, probability, writable
+from speaker.checks import duration, finite, probability, writable
 
 if TYPE_CHECKING:
     from speaker.calibration import Calibration
@@ -80,6 +80,7 @@ def score(
     if pictures is not None:
         plots.check(pictures, force)
     probability(prior)
+    duration("--seconds", seconds)
     if (root is None) == (embeddings is None):
         raise ScoreError("give either --root, the folder of the recordings, or --embeddings")
     if embeddings is not None and seconds is not None:

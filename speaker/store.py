@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engine.errors import StoreError
+from speaker.file_names import text_of
 from speaker.gallery import Gallery, Match
 from speaker.store_file import Database, default_key, default_path
 
@@ -33,6 +34,7 @@ __all__ = ["Print", "Speaker", "Store", "default_key", "default_path", "same_mod
 
 INSERT = """INSERT INTO prints (speaker, vector, crc, model, migrated_from, quality, source, created)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+KNOWN = "SELECT 1 FROM prints WHERE speaker = ? AND model = ? AND vector = ?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,8 @@ class Store:
     ) -> list[int]:  # fmt: skip
         """Add prints (n, D) to a speaker, who is new if the name is; returns their numbers.
 
-        `model` is needed once, for the first. `quality` and `sources` have an entry for each print; `metadata` is
+        One that the speaker has already, number for number, is skipped, and its number not among them. `model` is
+        needed once, for the first. `quality` and `sources` have an entry for each print; `metadata` is
         added to the speaker's.
         """
         with self.database.writing():
@@ -123,9 +126,11 @@ class Store:
         numbers = []
         for i, row in enumerate(rows):
             data = row.astype("<f4").tobytes()
+            if self.database.execute(KNOWN, (number, settled, data)).fetchone():
+                continue  # a recording that is given twice tells nothing new, and would count twice in the mean
             facts = _json(quality[i]) if quality else "{}"
-            values = (number, data, zlib.crc32(data), settled, migrated_from, facts, sources[i] if sources else "",
-                      created or _now())  # fmt: skip
+            values = (number, data, zlib.crc32(data), settled, migrated_from, facts,
+                      text_of(sources[i]) if sources else "", created or _now())  # fmt: skip
             numbers.append(self.database.execute(INSERT, values).lastrowid)
         return numbers
 
@@ -164,7 +169,7 @@ class Store:
         if self._gallery is None or self._gallery[0] != version:
             prints = self.prints()
             if not prints:
-                raise StoreError(f"{self.path} is empty; `speaker enroll NAME FILE...` adds a speaker")
+                raise StoreError(f"{self.path} holds no prints; `speaker enroll NAME FILE...` adds some")
             self._gallery = version, Gallery([p.speaker for p in prints], np.stack([p.vector for p in prints]),
                                              [p.quality.get("seconds", np.nan) for p in prints])  # fmt: skip
         return self._gallery[1]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import AudioError, StoreError
+from speaker.checks import number
 
 if TYPE_CHECKING:
     from speaker.embed import Embeddings
@@ -38,7 +39,9 @@ def enroll(
 ) -> None:
     """Add a person's recordings to the store, a print for each; nothing is stored if one of them is refused."""
     from speaker.recordings import find_recordings
+    from speaker.store import checked_name
 
+    checked_name(name)  # before a store is created for it
     extra = _metadata(metadata)
     encoder = _encoder(model)
     recordings = find_recordings(files)
@@ -48,7 +51,8 @@ def enroll(
         numbers = opened.enroll(name, found.vectors, model=found.model, metadata=extra, sources=found.names,
                                 quality=quality)  # fmt: skip
         total = len(opened.prints(name))
-        print(f"{name}: {len(numbers)} {_plural(len(numbers), 'print')} added, {total} in {opened.path}")
+        known = len(found.vectors) - len(numbers)
+        print(f"{name}: {_added(len(numbers), known)}, {total} in {opened.path}")
 
 
 def identify(
@@ -65,13 +69,19 @@ def identify(
     """Who is speaking, or nobody we know? Exit status 0 for a known speaker, 1 for nobody, 2 for trouble."""
     if not 0 < false_positive_rate < 1 or not 0 < prior < 1:
         raise StoreError(f"rate and prior lie between 0 and 1; got {false_positive_rate} and {prior}")
+    number("--threshold", threshold, "a cosine, between -1 and 1")
+    source = "stdin" if file == "-" else file
     with _open(store) as opened:
         opened.gallery()  # an empty store is told before seconds of loading
         encoder = _encoder(model)
         opened.check_model(_name(encoder))
         with tempfile.TemporaryDirectory() as folder:
-            found = _embed(encoder, [_from_stdin(Path(folder)) if file == "-" else Path(file)])
-        source, quality = ("stdin" if file == "-" else file), found.quality[0]
+            path = _from_stdin(Path(folder)) if file == "-" else Path(file)
+            try:
+                found = _embed(encoder, [path])
+            except AudioError as error:  # nobody knows the temporary file
+                raise AudioError(str(error).replace(str(path), source)) from error
+        quality = found.quality[0]
         if quality.seconds == 0:
             raise AudioError(f"{source}: no speech found, it is silence")
         for sentence in quality.warnings():
@@ -168,7 +178,8 @@ def import_store(file: Annotated[Path, typer.Argument(metavar="FILE.npz|.parquet
 
     prints = read_prints(file)  # before a store is created for it
     with _open(store, create=True) as opened:
-        print(f"{opened.path}: {import_prints(opened, prints)} prints added")
+        added = import_prints(opened, prints)
+        print(f"{opened.path}: {_added(added, len(prints.speakers) - added)}")
 
 
 @manage.command()
@@ -209,10 +220,13 @@ def migrate(
     from speaker.migrate import best_penalty, learn, measure, migrate_store
     from speaker.model import load
     from speaker.recordings import find_recordings
+    from speaker.store import same_model
 
     with _open(store) as opened:
         before, after = load(model or opened.model.partition("@")[0]), load(to)
         opened.check_model(_name(before))
+        if same_model(opened.model, _name(after)):
+            raise StoreError(f"{opened.path} holds prints of {_name(after)} already; give --to another encoder")
         files = find_recordings([recordings])
         pairs = [_embed(each, files) for each in (before, after)]
         speakers = [speaker_of(name) for name in pairs[0].names]
@@ -339,6 +353,11 @@ def _metadata(text: str | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise StoreError("""--metadata is a JSON object, such as '{"team": "north"}'""")
     return found
+
+
+def _added(count: int, known: int) -> str:
+    there = f", {known} {'was' if known == 1 else 'were'} there already" if known else ""
+    return f"{count} {_plural(count, 'print')} added{there}"
 
 
 def _plural(count: int, noun: str) -> str:

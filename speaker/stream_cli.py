@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.errors import SpeechError
+from speaker.checks import duration
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +59,7 @@ def stream(
     from speaker.model import default, load
     from speaker.stream import EmbedStage
 
+    duration("--hop", hop)
     if not 1000 <= rate <= 768_000:
         raise SpeechError(f"--rate is a sample rate in Hz from 1000 to 768000, not {rate}")
     if os.isatty(sys.stdin.fileno()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -31,7 +30,7 @@ def export_prints(store: Store, out: Path) -> int:
     """Write names, embeddings (n, D), model and all that is known of prints and speakers; returns n."""
     prints = store.prints()
     if not prints:
-        raise StoreError(f"{store.path} is empty, there is nothing to export")
+        raise StoreError(f"{store.path} holds no prints, there is nothing to export")
     facts = [{"quality": p.quality, "source": p.source, "migrated_from": p.migrated_from, "created": p.created}
              for p in prints]  # fmt: skip
     people = {each.name: each.metadata for each in store.speakers()}
@@ -45,16 +44,19 @@ def export_prints(store: Store, out: Path) -> int:
 
 
 def import_prints(store: Store, source: Path | Prints) -> int:
-    """Add the prints of an export, or of `speaker embed` (speaker: the folder of a recording), all or none."""
+    """Add the prints of an export, or of `speaker embed` (speaker: the folder of a recording), all or none;
+    returns how many were not there yet."""
     speakers, vectors, model, facts, people = source if isinstance(source, Prints) else read_prints(source)
+    added = 0
     with store.database.writing():
         for name, metadata in people.items():
             store.add_speaker(name, metadata)
         for name, vector, fact in zip(speakers, vectors, facts, strict=True):
-            store.add_prints(name, vector[None], model=model, quality=[fact.get("quality", {})],
-                             sources=[fact.get("source", "")], migrated_from=fact.get("migrated_from"),
-                             created=fact.get("created"))  # fmt: skip
-    return len(speakers)
+            added += len(store.add_prints(
+                name, vector[None], model=model, quality=[fact.get("quality", {})], sources=[fact.get("source", "")],
+                migrated_from=fact.get("migrated_from"), created=fact.get("created"),
+            ))  # fmt: skip
+    return added
 
 
 def read_prints(path: Path) -> Prints:
@@ -70,8 +72,9 @@ def read_prints(path: Path) -> Prints:
                 return Prints(parts["speakers"].tolist(), vectors, model, facts, people)
             names = parts["names"].tolist()
             seconds = parts["seconds"].tolist() if "seconds" in parts else [0.0] * len(names)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, ScoreError) as error:
-        raise StoreError(f"{path} holds no prints ({error}); `speaker store export` and `speaker embed` write "
+    except (*embedding_files.BROKEN, TypeError, ScoreError) as error:
+        why = embedding_files.reason(error)
+        raise StoreError(f"{path} holds no prints ({why}); `speaker store export` and `speaker embed` write "
                          "them") from error  # fmt: skip
     return _of_recordings(names, vectors, model, seconds)
 

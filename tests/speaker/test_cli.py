@@ -75,8 +75,9 @@ def test_half_precision_points_the_same_way(folder):
 
 def test_verify_decides_by_its_exit_status(folder, root):
     a, b = sorted((folder / "in").glob("*.wav"))[:2]
-    found = json.loads(run("verify", a, b, "--model", "mine", "--json", cwd=folder, root=root)[0])
-    assert -1 <= found["cosine"] < 1 and found["same"] is None
+    told, problems = run("verify", a, b, "--model", "mine", "--json", cwd=folder, root=root, status=2)
+    found = json.loads(told)
+    assert -1 <= found["cosine"] < 1 and found["same"] is None and "nothing is decided" in problems
     assert (
         "same speaker by the threshold 0.9 (not calibrated"
         in run("verify", a, a, "--model", "mine", "--threshold", "0.9", cwd=folder, root=root)[0]
@@ -101,6 +102,18 @@ def test_errors_say_the_way_out(folder, root):
     assert "must end in .npz" in run("embed", "in", "--out", "e.csv", cwd=folder, root=root, status=2)[1]
     assert "no such file" in run("convert", "none.ckpt", "--out", "x", cwd=folder, root=root, status=2)[1]
     assert "--force" in run("convert", "none.ckpt", "--out", "mine", cwd=folder, root=root, status=2)[1]
+    (folder / "taken").write_text("x")
+    told = run("convert", "none.ckpt", "--out", "taken", "--force", cwd=folder, root=root, status=2)[1]
+    assert "taken is a file; name a folder" in told
+    told = run("embed", "in", "--model", "mine", "--device", "meta", "--out", "m.npz", cwd=folder, root=root, status=2)
+    assert "no computing on 'meta'" in told[1] and "Traceback" not in told[1]
+
+
+def test_what_nobody_foresaw_is_no_answer(root):
+    """1 is Python's own status, and that of two different speakers."""
+    code = "from speaker import cli; cli.app = lambda **_: 1 / 0; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr
 
 
 def test_a_long_file_equals_the_direct_result(folder):

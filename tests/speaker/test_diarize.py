@@ -110,6 +110,9 @@ def test_stereo_and_telephone_are_said(run, caplog):
         (["one.wav", "--vad", "webrtc"], "energy, silero"),
         (["one.wav", "--cluster", "kmeans"], "ahc, spectral"),
         (["one.wav", "--plot", "x.pdf"], "must end in .png"),
+        (["one.wav", "--threshold", "nan"], "--threshold nan: it is a log-likelihood ratio"),
+        (["one.wav", "--rttm", "one.wav", "--force"], "one.wav is read by this command too"),
+        (["one.wav", "--rttm", "none/one.rttm"], "no such folder"),
     ],
 )
 def test_what_is_wrong_is_said(run, arguments, message):
@@ -119,6 +122,7 @@ def test_what_is_wrong_is_said(run, arguments, message):
 
 def test_samples_in_memory_give_what_the_file_gives(encoder, folder):
     wav = audio.load(folder / "two.wav")[0][0]
+    assert diarize(encoder, wav[:30_000], 1).segments[-1].end == 1.875  # within a frame of voice activity
     from_file, from_memory = diarize(encoder, folder / "two.wav", 2), diarize(encoder, wav, 2)
     assert from_file.segments == from_memory.segments
 

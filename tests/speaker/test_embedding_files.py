@@ -80,8 +80,35 @@ def test_without_pyarrow_the_way_out_is_named(some, tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut short"])
 def test_what_is_no_file_of_embeddings_is_refused(content, tmp_path):
     (tmp_path / "e.npz").write_bytes(content)
-    with pytest.raises(ScoreError, match="holds no embeddings"):
+    with pytest.raises(ScoreError, match="holds no embeddings") as caught:
         read(tmp_path / "e.npz")
+    assert "pickle" not in str(caught.value)  # numpy's advice to load it unsafely
+
+
+def test_a_damaged_zip_and_objects_are_refused(some, tmp_path):
+    path = tmp_path / "e.npz"
+    write(path, some)
+    whole = path.read_bytes()
+    entry = whole.index(b"PK\x01\x02")  # of the directory: flags at 8, method of compression at 10
+    for place, value in ((8, 1), (10, 99)):
+        data = bytearray(whole)
+        data[entry + place] = value
+        path.write_bytes(data)
+        with pytest.raises(ScoreError, match="holds no embeddings"):
+            read(path)
+    np.savez(path, names=np.array(["a"]), embeddings=np.array([[None]], dtype=object))
+    with pytest.raises(ScoreError, match="of Python objects") as caught:
+        read(path)
+    assert "pickle" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_names_that_are_no_text_keep_their_bytes_in_sight(suffix, some, tmp_path):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    some.names[0] = "s1/\udcff.wav"  # as Python gives the byte 255 of a file's name
+    write(tmp_path / f"e{suffix}", some)
+    assert read(tmp_path / f"e{suffix}").names == ["s1/\\xff.wav", "s1/b.wav", "s2/ü.wav"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # kaldiio leaves what an .scp names open

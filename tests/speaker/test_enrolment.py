@@ -7,6 +7,7 @@ import pytest
 
 import speaker
 from engine import audio
+from engine.errors import AudioError
 from speaker.enrolment import EnrolmentQuality, agreement, assess_enrolment, signal_to_noise, window_embeddings
 from speaker.quality import assess, speech_frames
 
@@ -30,6 +31,9 @@ def test_noise_is_measured_where_there_is_some(voices):
     found = [signal_to_noise(speech + level * 10 ** (-snr / 20) * noise, 16000) for snr in (5, 15, 25)]
     assert found[0] < found[1] < found[2] <= signal_to_noise(speech, 16000)
     assert abs(found[1] - 15) < 6  # there is hardly a pause in it
+    for bad, message in ((speech[None], r"shape \(1, \d+\).*wav\[0\]"), (np.full(9, np.nan), "NaN")):
+        with pytest.raises(AudioError, match=message):
+            assess_enrolment(None, bad, 16000)
     assert signal_to_noise(np.zeros(16000, np.float32), 16000) == 0 == signal_to_noise(np.zeros(1, np.float32), 16000)
 
 

@@ -63,5 +63,7 @@ def test_what_does_not_fit_is_told(gallery):
     for bad in (np.ones((1, 3)), np.ones(64), np.zeros((1, 64)), np.full((1, 64), np.inf)):
         with pytest.raises(StoreError):
             gallery.search(bad)
+    with pytest.raises(StoreError, match=r"a single one \(1, 64\)"):
+        gallery.search(np.ones(64))
     with pytest.raises(StoreError, match="names"):
         Gallery(["a"], np.ones((2, 3)))

@@ -17,7 +17,7 @@ def written(tmp_path, text):
 def test_words_and_numbers(tmp_path):
     trials = Trials(["a", "a", "b", "c"], ["b", "c", "d", "d"], [True, False, True, False])
     table = "path,gender,snr,speaker,room\na,f,5,x,1\nb,f,10,x,1\nc,m,20,y,1\nd,m,30,y,1\n"
-    groups = read_groups(written(tmp_path, table), trials)
+    groups = read_groups(written(tmp_path, "\ufeff" + table), trials)  # a spreadsheet's byte order mark
     assert groups["gender"] == ["f", "different", "different", "m"]
     assert set(groups) == {"gender", "snr"}, "a column with one value, and names, are no groups"
     # lesser sides 5, 5, 10, 20
@@ -32,6 +32,8 @@ def test_what_is_no_table(tmp_path):
         read_groups(written(tmp_path, "path,gender\na,f\n"), trials)
     with pytest.raises(ScoreError, match="no column that groups"):
         read_groups(written(tmp_path, "path,title\na,f\nb,f\n"), trials)
+    with pytest.raises(ScoreError, match="line 3: more cells than the heading"):
+        read_groups(written(tmp_path, "path,gender\na,f\nb,f,x\n"), trials)
     with pytest.raises(ScoreError, match="no table"):
         read_groups(tmp_path / "nothing.csv", trials)
 
@@ -48,6 +50,8 @@ def test_a_table_for_every_group_that_is_large_enough():
     assert set(rows) == {"m", "f"} and rows["f"]["eer"][0] < 5 < rows["m"]["eer"][0]
     assert all(row["eer"][1] <= row["eer"][0] <= row["eer"][2] for row in rows.values())
     assert (rows["f"]["targets"], rows["f"]["nontargets"]) == (75, 75)
+    few = report(scores, labels, sides, groups={"room": [str(i // 40) for i in range(400)]}, num=20)
+    assert as_text(few).endswith("by room\n  fewer than 30 trials of a kind in every group")
     assert "by gender" in as_text(found) and "(75 + 75 trials)" in as_text(found)
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from engine.errors import ScoreError
+from engine.errors import ScoreError, StoreError
 from speaker.audit import audit
 from speaker.calibration import Calibration
 from speaker.evidence import Evidence, cohort_of
@@ -162,6 +162,9 @@ def test_a_migration_maps_prints_and_says_what_it_costs(tmp_path):
     assert loss.cosine > 0.97 and loss.mapped_eer <= loss.native_eer + 1 and loss.speakers == 60
     noise = measure(old, rng.normal(size=old.shape), names, penalty)
     assert noise.cosine < 0.3 and noise.mapped_eer > 30  # what has nothing to do with it is not praised
+    assert measure(old[:20], new[:20], names[:20], penalty).recordings == 20  # folds have fewer
+    with pytest.raises(StoreError, match="from 20 recordings or more .* got 19"):
+        best_penalty(old[:19], new[:19], names[:19])
     with Store.open(tmp_path / "v.db", create=True) as store:
         store.enroll("Ada", old[:4], model="a@1")
         assert migrate_store(store, learn(old, new, penalty), "b@2") == 4

@@ -130,6 +130,7 @@ def test_the_shortest_input_works_and_less_says_how_much(encoder):
         (torch.zeros(100), "expected samples"),
         (torch.zeros(1, 16000, dtype=torch.int16), "divide int16"),
         (torch.full((1, 16000), float("nan")), "NaN"),
+        (torch.zeros(1, 16000).numpy(), "torch.from_numpy"),
     ],
 )
 def test_bad_audio_is_named(encoder, wav, message):
@@ -137,6 +138,13 @@ def test_bad_audio_is_named(encoder, wav, message):
         encoder(wav)
     with pytest.raises(AudioError, match="lengths must be 1 values up to 16000"):
         encoder(torch.zeros(1, 16000), torch.tensor([20000]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_floating_point_samples_are_taken(encoder, dtype):
+    wav = noise(16000)[None].to(dtype)
+    torch.testing.assert_close(encoder(wav), encoder(wav.float()), atol=1e-2, rtol=1e-2)
 
 
 @torch.no_grad()

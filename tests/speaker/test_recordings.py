@@ -33,6 +33,9 @@ def test_kaldi_keys_are_the_names(folder, monkeypatch):
 
 def test_files_folders_and_lists_together(folder):
     (folder / "m.csv").write_text("path\na/1.wav\n")
+    (folder / "a" / ".hidden").mkdir()
+    for name in ("a/._1.wav", "a/.hidden/2.wav"):
+        (folder / name).touch()
     found = list_recordings([folder / "b.wav", folder / "a", folder / "m.csv"])
     assert [each.name for each in found] == [*(f"{folder}/{n}" for n in ("b.wav", "a/1.wav", "a/2.flac")), "a/1.wav"]
 

@@ -14,6 +14,11 @@ def test_what_is_written_is_read(tmp_path):
     assert (tmp_path / "x.rttm").read_text().splitlines()[2] == "SPEAKER b 1 0.500 0.750 <NA> <NA> anna <NA> <NA>"
 
 
+def test_a_name_that_is_no_text(tmp_path):
+    write_rttm(tmp_path / "x.rttm", {"\udcff": [Segment(0.0, 1.0, "anna")]})
+    assert list(read_rttm(tmp_path / "x.rttm")) == ["\\xff"]
+
+
 def test_other_lines_are_passed_over(tmp_path):
     (tmp_path / "x.rttm").write_text(
         ";; a comment\nSPKR-INFO f 1 <NA> <NA> <NA> unknown a <NA>\n\n"

@@ -154,6 +154,8 @@ def test_what_is_there_is_not_overwritten(run, folder):
         (["score", *given, "--out", "x.txt", "--cohort", "kept.npz"], "--cohort is for --norm s, as and near"),
         (["score", "--trials", "trials.txt", "--embeddings", "kept.npz", "--out", "x.txt", "--seconds", "1"],
          "--seconds cuts recordings"),
+        (["score", "--trials", "trials.txt", "--root", "in", "--out", "x.txt", "--seconds", "nan"],
+         "--seconds nan: it is a number of seconds"),
         (["plda", "kept.npz", "--out", "kept.npz", "--force"], "read by this command too"),
         (["calibrate", "kept.txt", "--out", "kept.txt", "--force"], "read by this command too"),
         (["fuse", "kept.txt", "kept.txt", "--learn", "f.json", "--out", "kept.txt", "--force"], "read by this command"),
@@ -355,6 +357,6 @@ def test_tables_by_what_is_known_of_the_recordings(run, folder):
     assert set(found["by"]) == {"gender", "snr"}
     for table in found["by"].values():
         assert all(row["targets"] >= 30 <= row["nontargets"] for row in table)
-    (folder / "part.csv").write_text("\n".join(["path,gender", *rows[1:]]) + "\n")
+    (folder / "part.csv").write_text("\n".join(["path,gender,snr,title", *rows[1:]]) + "\n")
     with pytest.raises(Exception, match=f"does not have 1 of the recordings, the first is {names[0]}"):
         run("score", *given, "--out", "x.txt", "--by", "part.csv")

@@ -94,6 +94,13 @@ def test_no_print_is_made_of_nothing(path, bad):
         store.enroll("Eve", bad)
 
 
+def test_the_same_print_is_kept_once(path):
+    with Store.open(path) as store:
+        assert len(store.enroll("Ada", np.concatenate([vectors(3), vectors(1, 7), vectors(1, 7)]))) == 1
+        assert [s.num_prints for s in store.speakers()] == [4, 1]
+        assert len(store.enroll("Bob", vectors(1, 7))) == 1  # of another person: the audit tells
+
+
 def test_merge_keeps_all_prints(path):
     with Store.open(path) as store:
         store.merge("Ada", "Bob")
@@ -218,7 +225,7 @@ def test_a_newer_store_and_a_foreign_file_are_told_apart(path, tmp_path):
     with pytest.raises(StoreError, match="directory"):
         Store.open(tmp_path)
     Store.open(tmp_path / "empty.db", create=True).close()
-    with Store.open(tmp_path / "empty.db") as store, pytest.raises(StoreError, match="is empty"):
+    with Store.open(tmp_path / "empty.db") as store, pytest.raises(StoreError, match="holds no prints"):
         store.search(vectors(1)[0])
 
 
@@ -314,8 +321,9 @@ def test_export_and_import(path, tmp_path):
         import_prints(copy, tmp_path / "e.npz")
         assert [s.name for s in copy.speakers()] == ["Ada", "Bob", "Eve"]
     (tmp_path / "bad.npz").write_text("x")
-    with Store.open(path) as store, pytest.raises(StoreError, match="holds no prints"):
+    with Store.open(path) as store, pytest.raises(StoreError, match="holds no prints") as caught:
         import_prints(store, tmp_path / "bad.npz")
+    assert "pickle" not in str(caught.value)
 
 
 def test_an_encrypted_store(tmp_path):

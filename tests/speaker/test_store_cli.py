@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +75,25 @@ def test_enroll_identify_and_look_after(run, recordings, tmp_path):
     assert not (tmp_path / "none.db").exists()
 
 
+def test_nothing_is_stored_twice_or_mapped_to_what_it_is(run, recordings, tmp_path):
+    run("enroll", "Allison", recordings[0])
+    assert "0 prints added, 1 was there already, 1 in" in run("enroll", "Allison", recordings[0])
+    run("store", "export", tmp_path / "out.npz")
+    assert "0 prints added, 1 was there already" in run("store", "import", tmp_path / "out.npz")
+    before = (tmp_path / "new" / "v.db").read_bytes()
+    with pytest.raises(StoreError, match="holds prints of ecapa@.* already; give --to another"):
+        run("store", "migrate", "--to", "ecapa", "--recordings", recordings[0].parent, "--yes")
+    assert (tmp_path / "new" / "v.db").read_bytes() == before
+    run("store", "delete", "Allison", "--print", "1")
+    with pytest.raises(StoreError, match="holds no prints"):
+        run("identify", recordings[0])
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav"))
+    odd.write_bytes(_wav(recordings[0]))
+    run("enroll", "Allison", odd)
+    shown = json.loads(run("store", "show", "Allison", "--json"))
+    assert shown["prints"][0]["source"].endswith("\\xff.wav")
+
+
 def test_bad_recordings_are_refused_with_the_reason(run, recordings, tmp_path):
     rng = np.random.default_rng(0)
     audio.save(tmp_path / "silent.wav", torch.zeros(1, 32000), 16000)
@@ -91,6 +112,13 @@ def test_bad_recordings_are_refused_with_the_reason(run, recordings, tmp_path):
         run("identify", tmp_path / "silent.wav")
     with pytest.raises(AudioError, match="stdin is empty"):
         run("identify", "-", stdin=b"")
+    with pytest.raises(AudioError, match="^stdin"):
+        run("identify", "-", stdin=b"no sound")
+    with pytest.raises(SpeechError, match="--threshold nan: it is a cosine"):
+        run("identify", recordings[0], "--threshold", "nan")
+    with pytest.raises(StoreError, match="one line"):
+        run("enroll", " ", recordings[0], "--store", tmp_path / "never.db")
+    assert not (tmp_path / "never.db").exists()
     with pytest.raises(StoreError, match="no JSON"):
         run("enroll", "Eve", recordings[0], "--metadata", "{")
 

@@ -84,6 +84,7 @@ def test_no_decision_is_told_by_the_status(prints, recordings):
         ((), b"", "nothing came in; is the microphone on"),
         ((), bytes(48_000), "1.5 s of silence came in"),
         (("--enrolled", "bob"), b"", "nobody is enrolled as bob"),
+        (("--hop", "nan"), b"", "--hop nan: it is a number of seconds"),
         (("--rate", "5"), b"", "from 1000 to 768000"),
         (("--false-accept", "0"), b"", "probabilities"),
     ],
