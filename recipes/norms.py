@@ -8,7 +8,7 @@ Between training and use two things go wrong with it.
   codec that wakes one of them is divided by that: a few such channels drown the rest of the embedding. Those with less
   than LEAST of the median spread of their layer are switched off, at what they are when they sleep.
 
-Held-out speakers of Common Voice had an equal error rate of 12 % on 4 s without this, and of 5 % with it
+Held-out speakers of Common Voice had an equal error rate of 8.6 % on 2 s without this, and of 5.0 % with it
 (docs/speaker_training.md). It comes after `recipes.export` and before `recipes.calibrate`.
 """
 
