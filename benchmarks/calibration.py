@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,15 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", nargs="+", type=Path, default=[], metavar="FILE")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
-        text = measure(options.trials, options.root, options.noise, options.model)
-        print(text)
-        for path in options.write:
-            report.write_sections(path, {"calibration": text})
-    except SpeechError as error:
-        print(f"calibration: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    made = partial(measure, options.trials, options.root, options.noise, options.model)
+    return report.publish("calibration", "calibration", made, options.write)
 
 
 def measure(lists: Sequence[Path], root: Path, noise: Sequence[str], model: str) -> str:

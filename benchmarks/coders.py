@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from codec import bitstream, files, metrics
 from codec.model import Codec
-from codec.paths import AUDIO_SUFFIXES, find_files
+from codec.paths import AUDIO_SUFFIXES
 from engine import audio
 from engine.errors import SpeechError
+from engine.files import find_files
 
 RATE = metrics.SAMPLE_RATE
 # kbit/s that opusenc is asked for. It goes no lower than 6; 12 shows what a little more than our highest rate buys.

@@ -1,7 +1,8 @@
 """Markdown tables, and the places in documents that commands rewrite: <!-- name --> ... <!-- /name -->."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from codec.metrics import Interval
@@ -41,6 +42,20 @@ def share_above(differences: Sequence[float]) -> str:
     """In how many per cent of the files, of those where the metric is defined, the difference is above 0."""
     defined = [each for each in differences if not math.isnan(each)]
     return f"{100 * sum(each > 0 for each in defined) / len(defined):.0f} %" if defined else "-"
+
+
+def publish(command: str, section: str, measure: Callable[[], str], documents: Sequence[Path | None]) -> int:
+    """Measure, print, and write between the marks of the documents; the exit status, 2 with a line on a SpeechError."""
+    try:
+        text = measure()
+        print(text)
+        for path in documents:
+            if path is not None:
+                write_sections(path, {section: text})
+    except SpeechError as error:
+        print(f"{command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def write_sections(path: Path, sections: Mapping[str, str]) -> None:

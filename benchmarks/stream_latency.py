@@ -45,17 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*(TracerWarning|torch.jit).*")
-    try:
+
+    def made() -> str:
         model = live(codec.load(options.model))
         assert isinstance(model, EscLive)  # codec.load makes no other live one
-        text = measure(model, options.backends, options.sessions, options.frames)
-        print(text)
-        if options.write:
-            report.write_sections(options.write, {"latency": text})
-    except SpeechError as error:
-        print(f"stream_latency: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return measure(model, options.backends, options.sessions, options.frames)
+
+    return report.publish("stream_latency", "latency", made, [options.write])
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,15 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, help="document to write the table into")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
-        text = compare(options)
-        print(text)
-        if options.write:
-            report.write_sections(options.write, {"loss": text})
-    except SpeechError as error:
-        print(f"stream_loss: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return report.publish("stream_loss", "loss", partial(compare, options), [options.write])
 
 
 def compare(options: argparse.Namespace) -> str:

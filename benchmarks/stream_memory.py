@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,15 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, help="document to write the table into")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
-        text = measure(options.speech, options.seconds, options.model)
-        print(text)
-        if options.write:
-            report.write_sections(options.write, {"memory": text})
-    except SpeechError as error:
-        print(f"stream_memory: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    made = partial(measure, options.speech, options.seconds, options.model)
+    return report.publish("stream_memory", "memory", made, [options.write])
 
 
 def measure(speech: Path, lengths: list[int], name_or_folder: str) -> str:

@@ -24,7 +24,6 @@ from codec.receive import ReceiveStage
 from codec.send import SendStage
 from codec.stream import Live, live
 from engine import audio
-from engine.errors import SpeechError
 from engine.pipeline import Rebuffer, run
 
 
@@ -38,16 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, help="document to write the table into")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
+
+    def made() -> str:
         found = {folder: [path for _, path in audio_files([folder])] for folder in options.folders}
-        text = measure(live(codec.load(options.model)), found, options.limit, options.levels)
-        print(text)
-        if options.write:
-            report.write_sections(options.write, {"silence": text})
-    except SpeechError as error:
-        print(f"stream_silence: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return measure(live(codec.load(options.model)), found, options.limit, options.levels)
+
+    return report.publish("stream_silence", "silence", made, [options.write])
 
 
 def measure(model: Live, found: dict[Path, list[Path]], limit: int, levels: int) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.metrics import METRICS, SAMPLE_RATE, Interval, bootstrap_interval, estimate_delay, measure
-from codec.paths import AUDIO_SUFFIXES, find_files
+from codec.paths import AUDIO_SUFFIXES
 from engine import audio
 from engine.errors import AudioError
+from engine.files import find_files
 
 HEADINGS = {"pesq_wb": "PESQ-WB", "stoi": "STOI", "si_sdr": "SI-SDR dB", "mel_distance": "mel distance"}
 DIGITS = {"pesq_wb": 2, "stoi": 3, "si_sdr": 1, "mel_distance": 2}

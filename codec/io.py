@@ -18,6 +18,7 @@ from codec.live import EscLive
 from codec.model import Codec
 from codec.paths import read_bytes, write_bytes
 from engine import checkpoint
+from engine.devices import placed
 from engine.errors import CheckpointError, ConfigError
 
 MODELS: dict[str, tuple[type[Codec], type[CodecConfig]]] = {
@@ -60,12 +61,7 @@ def load(name_or_path: str | Path = "esc_live", device: str | torch.device = "cp
         raise CheckpointError(f"{folder}: the weights do not fit config.json: {error}") from error
     model.name = Path(folder).resolve().name
     model.model_id = bytes.fromhex(sha256)[:6]
-    try:
-        torch.zeros(1, device=device).item()  # the device "meta" takes every model and computes nothing
-        return model.eval().requires_grad_(False).to(device)
-    except (RuntimeError, AssertionError, ImportError) as error:  # torch's words for a device that is not there
-        reason = str(error).partition("\n")[0].partition(". ")[0]  # some go on to list every backend
-        raise ConfigError(f"no computing on {str(device)!r} here: {reason}; use cpu, cuda or cuda:N") from error
+    return placed(model.eval().requires_grad_(False), device)
 
 
 def read(path: str | Path) -> EscFile:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.errors import AudioError, SpeechError
-from engine.files import replacing
+from engine.files import find_files, replacing
 
 STDIO = "-"
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf"})
@@ -42,14 +42,6 @@ def plan_jobs(inputs: Sequence[str], output: str, *, source_suffixes: frozenset[
             jobs.append(Job(source, str(Path(output, name).with_suffix(target_suffix)), in_folder=True))
     _check_jobs(jobs)
     return jobs
-
-
-def find_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """Yield the files below a folder that have one of the suffixes, in sorted order, hidden ones left out."""
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in suffixes and not hidden and path.is_file():
-            yield path
 
 
 def make_folder(job: Job) -> None:

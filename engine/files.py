@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and those below a folder."""
 
 from __future__ import annotations
 
@@ -27,3 +27,12 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def find_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    """Yield the files below a folder that have one of the suffixes, in sorted order, hidden ones left out."""
+    for path in sorted(folder.rglob("*")):
+        # "._a.wav" is what macOS keeps of a.wav on other file systems, and no audio.
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in suffixes and not hidden and path.is_file():
+            yield path

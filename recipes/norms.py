@@ -76,8 +76,7 @@ def batches(recipe: SpeakerRecipe, data: Sequence[str], cache: Path, steps: int)
     """Crops (B, N) of the last steps of training, disturbed as they were."""
     task = SpeakerTask(recipe)
     samples, utterances = build_cache(list(data), cache, recipe.sample_rate)
-    held_out = [u for u in utterances if task.holds_out(u)]
-    task.prepare(samples, [u for u in utterances if not task.holds_out(u)], held_out)
+    task.prepare(samples, *task.split(utterances))
     crops, size = task.crops, recipe.batch_size
     assert isinstance(crops, SpeakerCrops)
     for step in range(max(0, recipe.max_steps - steps), recipe.max_steps):

@@ -20,7 +20,7 @@ import typer
 
 from engine.console import set_up
 from engine.errors import SpeechError
-from speaker.checks import creatable, number
+from speaker.checks import creatable, number, writable
 from speaker.diarize_cli import diarize
 from speaker.fusion_cli import calibrate, compare, fuse
 from speaker.scoring_cli import plda, score
@@ -125,10 +125,7 @@ def embed(
     from speaker.embedding_files import check_format
 
     check_format(out)
-    if out.exists() and not force:
-        raise SpeechError(f"{out} exists; --force overwrites it")
-    if not out.parent.is_dir():
-        raise SpeechError(f"{out.parent}: no such folder to write {out.name} to")
+    writable(out, force, [])
 
     from rich.console import Console
     from rich.progress import Progress

@@ -45,8 +45,10 @@ def of_recordings(
     encoder: SpeakerEncoder, root: Path, names: list[str], seconds: float | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Collection:  # fmt: skip
-    """Embed files below `root`, each once; ScoreError names one that cannot be embedded, as early as it is known."""
-    check_recordings(encoder, root, names)
+    """Embed files below `root`, each once; ScoreError names one that cannot be embedded, as early as it is known.
+
+    `check_recordings` comes before.
+    """
     vectors: list[NDArray[np.float32]] = []
     spoken: list[float] = []
     for start in range(0, len(names), PIECE):
@@ -127,7 +129,9 @@ def cohort(source: Path, encoder: SpeakerEncoder | None, model: str, dim: int, *
                 f"{source} is a folder of recordings: name the --model that embeds them, or give its embeddings"
             )
         files = find_recordings([source])
-        found = of_recordings(encoder, source, [path.relative_to(source).as_posix() for path in files])
+        names = [path.relative_to(source).as_posix() for path in files]
+        check_recordings(encoder, source, names)
+        found = of_recordings(encoder, source, names)
     else:
         found = read(source, model)
     if not same_model(found.model, model):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engine.errors import ScoreError
-from speaker.metrics import LOW_PRIOR, Cost, ErrorRates, Floats, eer_of, split
+from speaker.metrics import LOW_PRIOR, Cost, ErrorRates, Floats, act_dcf_of, eer_of, split
 
 
 class Estimate(NamedTuple):
@@ -60,36 +60,7 @@ def least_cost(cost: Cost = LOW_PRIOR) -> Figure:
 
 def actual_cost(cost: Cost = LOW_PRIOR) -> Figure:
     """Normalized detection cost of log-likelihood ratios at Bayes' threshold."""
-
-    def figure(rates: ErrorRates) -> float:
-        at = int(np.searchsorted(rates.thresholds, cost.threshold, side="left"))  # the last one is infinite
-        return float(cost.normalized(rates.miss[at], rates.false_accept[at]))
-
-    return figure
-
-
-def cllr_of(rates: ErrorRates) -> float:
-    """Cllr, in bits, of log-likelihood ratios: the thresholds but the last."""
-    levels, (right, wrong) = rates.thresholds[:-1], _shares(rates)
-    return float((right @ np.logaddexp(0, -levels) + wrong @ np.logaddexp(0, levels)) / (2 * np.log(2)))
-
-
-def least_cllr(rates: ErrorRates) -> float:
-    """Cllr after the best monotonic calibration; it needs scipy."""
-    from scipy.optimize import isotonic_regression
-
-    right, wrong = _shares(rates)
-    drawn = right + wrong > 0
-    right, wrong = right[drawn], wrong[drawn]
-    posterior = isotonic_regression(right / (right + wrong), weights=right + wrong).x
-    bits = [-np.log2(chance[share > 0]) @ share[share > 0] for share, chance in
-            ((right, posterior), (wrong, 1 - posterior))]  # fmt: skip
-    return float(sum(bits) / 2)
-
-
-def _shares(rates: ErrorRates) -> tuple[Floats, Floats]:
-    """Share of the targets and of the non-targets that have each score."""
-    return np.diff(rates.miss), -np.diff(rates.false_accept)
+    return lambda rates: act_dcf_of(rates, cost)
 
 
 def draws(first: Sequence[str], second: Sequence[str], num: int, seed: int = 0) -> Iterator[Floats]:

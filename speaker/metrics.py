@@ -99,31 +99,64 @@ def min_dcf(targets: ArrayLike, nontargets: ArrayLike, cost: Cost = LOW_PRIOR) -
 
 def act_dcf(targets: ArrayLike, nontargets: ArrayLike, cost: Cost = LOW_PRIOR) -> float:
     """Normalized detection cost when log-likelihood ratios are compared with the threshold that Bayes would set."""
-    miss = np.mean(np.asarray(targets) < cost.threshold)
-    return float(cost.normalized(miss, np.mean(np.asarray(nontargets) >= cost.threshold)))
+    return act_dcf_of(error_rates(targets, nontargets), cost)
+
+
+def act_dcf_of(rates: ErrorRates, cost: Cost = LOW_PRIOR) -> float:
+    """`act_dcf` of rates that are known."""
+    at = int(np.searchsorted(rates.thresholds, cost.threshold, side="left"))  # the last one is infinite
+    return float(cost.normalized(rates.miss[at], rates.false_accept[at]))
 
 
 def cllr(targets: ArrayLike, nontargets: ArrayLike) -> float:
     """Cost of log-likelihood ratios (natural) over all priors, in bits (Brummer and du Preez 2006); 1 says nothing."""
-    right, wrong = np.asarray(targets, dtype=np.float64), np.asarray(nontargets, dtype=np.float64)
-    return float((np.logaddexp(0, -right).mean() + np.logaddexp(0, wrong).mean()) / (2 * math.log(2)))
+    return cllr_of(error_rates(targets, nontargets))
+
+
+def cllr_of(rates: ErrorRates) -> float:
+    """`cllr` of rates that are known."""
+    return _bits(rates, rates.thresholds[:-1])
 
 
 def min_cllr(targets: ArrayLike, nontargets: ArrayLike) -> float:
     """Cllr after the best monotonic calibration that there is for these very trials (pool adjacent violators)."""
-    return cllr(*best_calibrated(targets, nontargets))
+    return min_cllr_of(error_rates(targets, nontargets))
+
+
+def min_cllr_of(rates: ErrorRates) -> float:
+    """`min_cllr` of rates that are known."""
+    return _bits(rates, _calibrated(rates))
 
 
 def best_calibrated(targets: ArrayLike, nontargets: ArrayLike) -> tuple[Floats, Floats]:
     """Log-likelihood ratios from the isotonic regression of the labels on the scores; equal scores stay equal."""
+    rates = error_rates(targets, nontargets)
+    ratios = _calibrated(rates)
+    right, wrong = (ratios[np.searchsorted(rates.thresholds, np.asarray(side))] for side in (targets, nontargets))
+    return right, wrong
+
+
+def _shares(rates: ErrorRates) -> tuple[Floats, Floats]:
+    """Shares of the targets and of the non-targets that have each score, (K - 1,) each."""
+    return np.diff(rates.miss), -np.diff(rates.false_accept)
+
+
+def _bits(rates: ErrorRates, ratios: Floats) -> float:
+    """Cllr where the scores (K - 1,) are replaced by these ratios; those of scores that no trial has do not count."""
+    total = 0.0
+    for share, sign in zip(_shares(rates), (-1, 1), strict=True):
+        total += float(share[share > 0] @ np.logaddexp(0, sign * ratios[share > 0]))
+    return total / (2 * math.log(2))
+
+
+def _calibrated(rates: ErrorRates) -> Floats:
+    """(K - 1,) ratios of the scores by isotonic regression, both kinds of trials weighing the same; it needs scipy."""
     from scipy.optimize import isotonic_regression
 
-    right, wrong = np.asarray(targets, dtype=np.float64), np.asarray(nontargets, dtype=np.float64)
-    levels, place = np.unique(np.concatenate([right, wrong]), return_inverse=True)
-    is_target = np.arange(len(place)) < len(right)
-    count = np.bincount(place, minlength=len(levels))
-    share = np.bincount(place, weights=is_target, minlength=len(levels)) / count
-    posterior = isotonic_regression(share, weights=count).x
+    right, wrong = _shares(rates)
+    weights = right + wrong
+    drawn = weights > 0  # a bootstrap leaves scores without trials
+    posterior = np.full(len(weights), np.nan)
+    posterior[drawn] = isotonic_regression(right[drawn] / weights[drawn], weights=weights[drawn]).x
     with np.errstate(divide="ignore"):
-        ratio = np.log(posterior) - np.log1p(-posterior) - math.log(len(right) / len(wrong))
-    return ratio[place[: len(right)]], ratio[place[len(right) :]]
+        return np.asarray(np.log(posterior) - np.log1p(-posterior))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import checkpoint
+from engine.devices import placed
 from engine.errors import AudioError, CheckpointError, ConfigError
 from engine.features import FrontEnd, FrontEndConfig
 from speaker.backbones import BACKBONES
@@ -130,7 +131,8 @@ def default() -> str:
 def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> SpeakerEncoder:
     """Load an encoder in evaluation mode by shipped name, folder, or `hf://owner/name`.
 
-    Raises CheckpointError if there is none, if it was altered, or if its weights do not fit its configuration.
+    Raises CheckpointError if there is none, if it was altered, or if its weights do not fit its configuration, and
+    ConfigError for a device that does not compute here.
     """
     folder = checkpoint.find(name_or_path)
     kind, values, state, sha256 = checkpoint.read(folder)
@@ -148,13 +150,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Speake
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: the weights do not fit config.json: {error}") from error
     encoder.name, encoder.digest = folder.resolve().name, sha256[:12]
-    try:
-        place = torch.device(device)
-        if place.type == "meta":  # shapes without numbers
-            raise ConfigError("no computing on 'meta' here: it holds no numbers; name cpu or cuda")
-        return encoder.eval().requires_grad_(False).to(place)
-    except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
-        raise ConfigError(f"no computing on {str(device)!r} here: {str(error).splitlines()[0]}") from error
+    return placed(encoder.eval().requires_grad_(False), device)
 
 
 def save(folder: str | Path, encoder: SpeakerEncoder, card: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import AudioError, ConfigError
+from engine.files import find_files
 
 __all__ = ["SUFFIXES", "Recording", "find_recordings", "list_recordings"]
 
@@ -60,9 +61,7 @@ def find_recordings(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        # "._a.wav" is what macOS keeps of a.wav on other file systems, and no audio.
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-                        and not any(part.startswith(".") for part in p.relative_to(path).parts))  # fmt: skip
+        inside = list(find_files(path, SUFFIXES))
         if not inside:
             raise AudioError(f"no {', '.join(sorted(SUFFIXES))} file below {path}")
         found += inside

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speaker.intervals import Figure, actual_cost, cllr_of, eer_percent, least_cllr, least_cost, speaker_bootstrap
-from speaker.metrics import Cost, split
+from speaker.intervals import Figure, actual_cost, eer_percent, least_cost, speaker_bootstrap
+from speaker.metrics import Cost, cllr_of, min_cllr_of, split
 from speaker.scoring import Floats
 
 BOUNDS = (2.0, 4.0)  # seconds of the shorter side, where tables by duration are cut
@@ -27,14 +27,15 @@ def report(
     seconds (n, 2) of speech and by groups where they are known. Each is [value, low, high], the interval of 95 % by
     bootstrap over speakers."""
     targets, others = split(scores, labels)
+    named = [np.array(side) for side in sides]
     figures = {"eer": eer_percent, "min_dcf": least_cost(Cost(prior))}
     of_ratios: dict[str, Figure] = {"act_dcf": actual_cost(Cost(prior)), "cllr": cllr_of}
     if find_spec("scipy"):  # it comes with the tools that measure
-        of_ratios["min_cllr"] = least_cllr
+        of_ratios["min_cllr"] = min_cllr_of
 
     def measured(kept: NDArray[np.bool_], figures: dict[str, Figure], num: int) -> dict[str, Any]:
-        of = [[name for name, is_kept in zip(side, kept, strict=True) if is_kept] for side in sides]
-        estimates = speaker_bootstrap(scores[kept], labels[kept], of[0], of[1], list(figures.values()), num=num)
+        first, second = (side[kept].tolist() for side in named)
+        estimates = speaker_bootstrap(scores[kept], labels[kept], first, second, list(figures.values()), num=num)
         return {name: list(estimate) for name, estimate in zip(figures, estimates, strict=True)}
 
     def part(kept: NDArray[np.bool_]) -> dict[str, Any]:

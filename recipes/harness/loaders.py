@@ -85,8 +85,7 @@ def make_loaders(
         raise ConfigError(f"a batch of {recipe.batch_size} crops cannot be dealt to {world_size} devices; "
                           f"change their number or --set batch_size")  # fmt: skip
     samples, utterances = build_cache(list(manifests), cache, recipe.sample_rate)
-    held_out = [u for u in utterances if task.holds_out(u)]
-    train = [u for u in utterances if not task.holds_out(u)]
+    train, held_out = task.split(utterances)
     hours = sum(u.num_samples for u in train) / recipe.sample_rate / 3600
     log.warning("training on %.2f h, %d recordings; validating on %d", hours, len(train), len(held_out))
     if not held_out:

@@ -48,6 +48,11 @@ class Task(pl.LightningModule):
         """Whether a recording is for validation and never trained on: decided by who speaks."""
         return is_validation(utterance.speaker, self.recipe.validation_percent)
 
+    def split(self, utterances: list[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
+        """Recordings to train on, and those held out for validation."""
+        held_out = [u for u in utterances if self.holds_out(u)]
+        return [u for u in utterances if not self.holds_out(u)], held_out
+
     def prepare(self, samples: np.ndarray, train: list[Utterance], held_out: list[Utterance]) -> SpeechCrops:
         """Set `crops`, those to train on, and return those to validate on; called once, before the optimizer is made.
 

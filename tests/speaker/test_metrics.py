@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from engine.errors import ScoreError
 from speaker.calibration import fit
-from speaker.intervals import actual_cost, cllr_of, least_cllr
-from speaker.metrics import Cost, act_dcf, cllr, eer, error_rates, min_cllr, min_dcf, split
+from speaker.intervals import actual_cost
+from speaker.metrics import Cost, act_dcf, cllr, cllr_of, eer, error_rates, min_cllr, min_cllr_of, min_dcf, split
 
 SCORES = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=30)
 
@@ -114,4 +114,4 @@ def test_figures_of_rates_are_those_of_scores():
     rates = error_rates(targets, others)
     assert actual_cost(Cost(0.1))(rates) == pytest.approx(act_dcf(targets, others, Cost(0.1)))
     assert cllr_of(rates) == pytest.approx(cllr(targets, others))
-    assert least_cllr(rates) == pytest.approx(min_cllr(targets, others))
+    assert min_cllr_of(rates) == pytest.approx(min_cllr(targets, others))
