@@ -73,7 +73,8 @@ def score(
     from speaker.plda import Plda
     from speaker.score_files import ScoreFile
     from speaker.store import same_model
-    from speaker.trials import audit, read_trials
+    from speaker.trial_audit import audit
+    from speaker.trials import read_trials
 
     # All that can be wrong with the options is found before hours of embedding.
     writable(out, force, [trials, embeddings, enrol, plda, cohort, calibration, by])

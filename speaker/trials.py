@@ -9,11 +9,9 @@ NIST's list without `targettype` has no labels; its key holds the same trials wi
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,54 +137,3 @@ def _nist(path: str | Path, lines: list[str]) -> Trials:
     if not len(trials):
         raise ScoreError(f"{path} holds no trials")
     return trials
-
-
-def audit(
-    trials: Trials, trained_on: Collection[str] = (), models: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    root: Path | None = None,
-) -> list[str]:  # fmt: skip
-    """What is odd about a list, in sentences: trials that stand twice, against themselves, or with both labels, models
-    that are enrolled from what they are tried with, and speakers, as `corpus/speaker`, that a model was `trained_on`.
-
-    `models` are those of spk2utt, their recordings by name. Speakers are known by the folders of a recording, below
-    `root` and above: one that begins like the corpus (LibriSpeech is librispeech-100), and further down one named like
-    the speaker.
-    """
-    found = []
-    recordings = [*trials.recordings(), *(name for utterances in models.values() for name in utterances)]
-    above = () if root is None else root.resolve().parts
-    known = _known({(*above, *PurePosixPath(name).parts[:-1]) for name in recordings if name not in models}, trained_on)
-    if known:
-        found.append(f"the model was trained on {len(known)} of the speakers, such as {min(known)}: its error rates "
-                     "on this list say nothing about other speakers")  # fmt: skip
-    pairs = [tuple(sorted(pair)) for pair in zip(trials.enrol, trials.test, strict=True)]
-    alone = sum(first == second for first, second in pairs)
-    labels: dict[tuple[str, ...], set[bool]] = {}
-    for pair, label in zip(pairs, trials.labels, strict=True):
-        labels.setdefault(pair, set()).add(label)
-    both = [pair for pair, kinds in labels.items() if len(kinds) == 2]
-    if alone:
-        found.append(f"{alone} trials compare a recording with itself")
-    own = sum(test in models.get(enrol, ()) for enrol, test in zip(trials.enrol, trials.test, strict=True))
-    if own:
-        found.append(f"{own} trials compare a model with a recording that it is enrolled from")
-    if len(labels) < len(pairs):
-        found.append(f"{len(pairs) - len(labels)} trials stand more than once, order of the sides aside")
-    if both:
-        found.append(f"{len(both)} pairs are a target in one line and none in another, such as {' and '.join(both[0])}")
-    return found
-
-
-def _known(folders: Iterable[tuple[str, ...]], speakers: Collection[str]) -> set[str]:
-    """Which of the `speakers`, corpus/speaker, have recordings in such folders."""
-    of_family: dict[str, dict[str, str]] = {}
-    for name in speakers:
-        corpus, _, speaker = name.partition("/")
-        letters = re.match(r"[a-z]+", corpus.lower())
-        of_family.setdefault(letters[0] if letters else corpus.lower(), {})[speaker] = name
-    found: set[str] = set()
-    for parts in folders:
-        for place, part in enumerate(parts):
-            for family in (family for family in of_family if part.lower().startswith(family)):
-                found.update(of_family[family][below] for below in parts[place + 1 :] if below in of_family[family])
-    return found

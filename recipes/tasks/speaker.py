@@ -17,6 +17,7 @@ import speaker
 from engine.errors import ConfigError
 from recipes.directions import facing
 from recipes.harness.augment import Augment, AugmentConfig
+from recipes.harness.collapse import LABELS, collapse
 from recipes.harness.data import SpeechCrops, Utterance
 from recipes.harness.optim import cyclic, make_optimizer, warmup_cosine, warmup_stable_decay
 from recipes.harness.recordings import UNLABELLED
@@ -42,7 +43,7 @@ class SpeakerTask(Task):
     recipe: SpeakerRecipe
     labels: ClassVar[dict[str, str]] = Task.labels | {
         "classify": "margin softmax", "imitate": "1 - cosine to the teacher", "relate": "difference to its cosines",
-        "eer": "equal error rate, %", "taught": "cosine to the teacher", "collapse": "spread within / between speakers",
+        "eer": "equal error rate, %", "taught": "cosine to the teacher", **LABELS,
     }  # fmt: skip
     number_label: ClassVar[str] = "seconds"
 
@@ -198,8 +199,7 @@ class SpeakerTask(Task):
                 if self.recipe.teacher:
                     taught = F.cosine_similarity(self.to_teacher(embeddings), batch.target)
                     values[f"taught{seconds}"] = float(taught.mean())
-        values["collapse"] = collapse(unit, label)
-        return values
+        return values | collapse(unit, label)
 
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
@@ -263,12 +263,3 @@ def make_classifier(recipe: SpeakerRecipe, size: int, num_labels: int, centres: 
     if centres is not None:
         classifier.start_from(torch.from_numpy(centres[:, :size]))
     return classifier
-
-
-def collapse(unit: np.ndarray, label: np.ndarray) -> float:
-    """(N, D), (N,) -> spread within speakers over spread between them ("NC1" of Papyan et al. 2020, by traces)."""
-    speakers, rows = np.unique(label, return_inverse=True)
-    means = np.stack([unit[rows == row].mean(0) for row in range(len(speakers))])
-    within = np.square(unit - means[rows]).sum(1).mean()
-    between = np.square(means - means.mean(0)).sum(1).mean()
-    return float(within / max(between, 1e-12))
