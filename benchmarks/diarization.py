@@ -33,15 +33,15 @@ from speaker.rttm import Segment
 
 # Name of a row -> voice activity, clustering, resegmentation, whether the number of speakers is told.
 SYSTEMS = {
+    "energy, spectral": ("energy", "spectral", False, False),
+    "energy, spectral, VBx": ("energy", "spectral", True, False),
     "energy, ahc": ("energy", "ahc", False, False),
     "energy, ahc, VBx": ("energy", "ahc", True, False),
-    "energy, spectral": ("energy", "spectral", False, False),
-    "silero, ahc": ("silero", "ahc", False, False),
-    "silero, ahc, VBx": ("silero", "ahc", True, False),
-    "true speech, ahc": ("true", "ahc", False, False),
-    "energy, ahc, number told": ("energy", "ahc", False, True),
+    "silero, spectral": ("silero", "spectral", False, False),
+    "true speech, spectral": ("true", "spectral", False, False),
     "energy, spectral, number told": ("energy", "spectral", False, True),
-    "true speech, ahc, number told": ("true", "ahc", False, True),
+    "energy, ahc, number told": ("energy", "ahc", False, True),
+    "true speech, spectral, number told": ("true", "spectral", False, True),
 }
 SNR = (5.0, 20.0)
 Parts = NDArray[np.float64]  # missed, false, confused, total seconds

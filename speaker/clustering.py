@@ -1,8 +1,9 @@
 """Embeddings of windows -> speakers: agglomerative clustering by calibrated scores, or spectral clustering.
 
 Agglomerative: average linkage on log-likelihood ratios, which stops where the average pair of windows of two clusters
-is more probably of two speakers. Spectral: the eigengap of a pruned affinity matrix tells the number of speakers, and
-how much is pruned (Park et al. 2020, "Auto-tuning spectral clustering"); k-means on the eigenvectors.
+is more probably of two speakers. Spectral: a graph of windows, each with an edge to those that are most probably of the
+same speaker; where it is easily cut apart are the borders between speakers. It looks at neighbours alone, so that a
+voice may change on the way from one window to another.
 
 Both take n^2 of memory and more of time, so more than LIMIT windows are condensed first: pieces of the recording are
 clustered finely, and the means of these clusters are what is clustered. For cosines that is average linkage still, for
@@ -28,6 +29,8 @@ Labels = NDArray[np.int64]
 LIMIT = {"ahc": 4_000, "spectral": 1_200}  # items that are clustered at once
 MOST_ODD = 30  # clusters that are left aside where the number of speakers is told
 MOST_SPEAKERS = 15  # that spectral clustering finds by itself
+# Windows of a minute or two of speech; chosen on conversations of held-out training speakers (docs/diarization.md).
+LEAST_NEIGHBOURS, MANY_NEIGHBOURS = 12, 30
 
 
 def ratios(directions: Floats, seconds: Floats, calibration: Calibration | None) -> Floats:
@@ -67,48 +70,43 @@ def ahc(
     return np.unique(found, return_inverse=True)[1].astype(np.int64)
 
 
-def spectral(vectors: Floats, num_speakers: int | None = None, seed: int = 0) -> Labels:
-    """(n, D) -> (n,) labels by the eigenvectors of the Laplacian of a pruned affinity."""
-    directions = unit(vectors)
-    num = len(directions)
+def spectral(affinity: Floats, num_speakers: int | None = None, seed: int = 0) -> Labels:
+    """(n, n) affinities from 0 to 1 -> (n,) labels by the normalized Laplacian of the graph of near neighbours.
+
+    Rows of its first eigenvectors, at unit length, are clustered by k-means (Ng, Jordan and Weiss 2002); as many as
+    there are speakers, which the largest gap between the eigenvalues tells (von Luxburg 2007).
+    """
+    num = len(affinity)
     if num <= 2 or num_speakers == 1:
         return np.zeros(num, dtype=np.int64) if num_speakers != num else np.arange(num)
-    affinity = directions @ directions.T
-    # Each item keeps its nearest few only; how few is chosen by how clear the gap becomes for so much pruning.
-    best = (np.inf, np.zeros((0, 0)), 1)
-    for kept in _neighbours(num):
-        values, parts = _laplacian(affinity, kept, most := min(MOST_SPEAKERS, num - 1))
-        gaps = np.diff(values[: most + 1])
-        count = int(gaps.argmax()) + 1
-        rate = (kept / num) / (float(gaps.max()) / max(float(values[-1]), 1e-9) + 1e-9)
-        if rate < best[0]:
-            best = (rate, parts, count)
-    count = num_speakers or best[2]
+    values, vectors = _laplacian(affinity, max(num_speakers or 0, min(MOST_SPEAKERS, num - 1)))
+    count = num_speakers or int(np.diff(values[: MOST_SPEAKERS + 1]).argmax()) + 1
     if count == 1:
         return np.zeros(num, dtype=np.int64)
-    points = best[1][:, :count]
-    if points.shape[1] < count:  # more speakers are wanted than eigenvectors were computed
-        points = _laplacian(affinity, max(2, num // 10), count)[1][:, :count]
-    return _kmeans(points, count, seed)
+    return _kmeans(unit(vectors[:, :count]), count, seed)
 
 
-def _neighbours(num: int) -> list[int]:
-    """Numbers of neighbours to try."""
-    most = max(3, num // 4)
-    return sorted({int(k) for k in np.geomspace(min(3, most), most, 8)})
+def neighbours(num: int) -> int:
+    """How many of `num` items each one keeps an edge to.
+
+    With fewer the graph falls apart into chance groups, with more a speaker of few windows is joined to others.
+    """
+    return min(num, int(np.clip(num / 10, LEAST_NEIGHBOURS, max(MANY_NEIGHBOURS, num / 20))))
 
 
-def _laplacian(affinity: Floats, kept: int, count: int) -> tuple[Floats, Floats]:
-    """The `count` + 1 least eigenvalues and their vectors (n, count + 1), after pruning to `kept` a row."""
-    linalg = _scipy("scipy.linalg")
-    num = len(affinity)
+def _laplacian(affinity: Floats, count: int) -> tuple[Floats, Floats]:
+    """The `count` + 1 least eigenvalues (all, of fewer items) and their vectors (n, count + 1)."""
+    linalg, num = _scipy("scipy.linalg"), len(affinity)
+    kept = neighbours(num)
     nearest = np.argpartition(affinity, num - kept, axis=1)[:, num - kept :]
     graph = np.zeros_like(affinity)
-    np.put_along_axis(graph, nearest, 1.0, axis=1)
+    np.put_along_axis(graph, nearest, np.take_along_axis(affinity, nearest, 1), axis=1)
     graph = (graph + graph.T) / 2
     np.fill_diagonal(graph, 0)
-    laplacian = np.diag(graph.sum(1)) - graph
-    return linalg.eigh(laplacian, subset_by_index=(0, min(count, num - 1)))
+    scale = 1 / np.sqrt(np.maximum(graph.sum(1), 1e-9))
+    laplacian = np.eye(num) - scale[:, None] * graph * scale
+    found: tuple[Floats, Floats] = linalg.eigh(laplacian, subset_by_index=(0, min(count, num - 1)))
+    return found
 
 
 def _kmeans(points: Floats, count: int, seed: int) -> Labels:
@@ -167,12 +165,14 @@ def assign(
     means, sizes = np.zeros((fine.max() + 1, vectors.shape[1])), np.bincount(fine)
     np.add.at(means, fine, directions)
     means /= sizes[:, None]
+    scores = ratios(means, np.bincount(fine, seconds) / sizes, calibration)
     if method == "spectral":
-        labels = spectral(means, num_speakers)[fine]
+        # The probability of one speaker, as likely as not beforehand; cosines above 0 do in its place.
+        affinity = np.maximum(scores, 0) if calibration is None else _scipy("scipy.special").expit(scores)
+        labels = spectral(affinity, num_speakers)[fine]
     else:
-        lengths = np.bincount(fine, seconds) / sizes
         totals = np.bincount(fine, seconds).astype(np.float64)
-        labels = ahc(ratios(means, lengths, calibration), threshold, num_speakers, totals, min_seconds)[fine]
+        labels = ahc(scores, threshold, num_speakers, totals, min_seconds)[fine]
         if num_speakers:  # as many as were told, the largest
             min_seconds = float(np.sort(np.bincount(labels, seconds))[-min(num_speakers, int(labels.max()) + 1)])
     return _without_small(directions, seconds, labels, 0.0 if method == "spectral" and num_speakers else min_seconds)

@@ -53,8 +53,8 @@ class DiarizationConfig:
     min_speech: float = 0.2
     window: float = 1.5  # seconds
     hop: float = 0.5
-    cluster: clustering.Method = "ahc"
-    threshold: float = 0.0  # log-likelihood ratio at which two clusters are two speakers
+    cluster: clustering.Method = "spectral"
+    threshold: float = 0.0  # ahc: log-likelihood ratio at which two clusters are two speakers
     cosine_threshold: float | None = None  # the same for a model without calibration
     min_speaker: float = 5.0  # seconds in windows, which overlap threefold; smaller clusters join others
     resegment: bool = False
@@ -163,8 +163,8 @@ def speakers_of(
     threshold = config.threshold
     if config.cluster == "ahc" and num_speakers is None and models.calibration is None:
         if config.cosine_threshold is None:
-            raise CheckpointError("this model has no calibration to count speakers by; tell --num-speakers, a cosine "
-                                  "(--threshold), or use --cluster spectral")  # fmt: skip
+            raise CheckpointError("this model has no calibration to count speakers by; leave --cluster ahc out, tell "
+                                  "--num-speakers, or a cosine (--threshold)")  # fmt: skip
         threshold = config.cosine_threshold
     labels = clustering.assign(
         vectors, cuts.seconds, config.cluster, calibration=models.calibration, threshold=threshold,

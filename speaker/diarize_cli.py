@@ -24,7 +24,9 @@ def diarize(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")] = False,
     model: Annotated[str | None, typer.Option(help="Name or folder of an encoder.", show_default="ecapa")] = None,
     vad: Annotated[str, typer.Option(help="Voice activity: energy or silero.")] = "energy",
-    cluster: Annotated[str, typer.Option(help="ahc or spectral.")] = "ahc",
+    cluster: Annotated[
+        str | None, typer.Option(help="spectral or ahc.", show_default="spectral; with a threshold, ahc")
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="ahc: two speakers below it. Log-likelihood ratio, or cosine if uncalibrated.")
     ] = None,
@@ -44,6 +46,7 @@ def diarize(
     if num_speakers is not None and num_speakers < 1:
         raise ScoreError(f"--num-speakers {num_speakers}: there is at least 1")
     number("--threshold", threshold, "a log-likelihood ratio, or a cosine where the model has no calibration")
+    cluster = cluster or ("spectral" if threshold is None else "ahc")
     if threshold is not None and (cluster != "ahc" or num_speakers is not None):
         raise ScoreError("--threshold is for --cluster ahc and a number of speakers to be counted; leave it out")
     options: dict[str, Any] = {"vad": vad, "cluster": cluster, "resegment": resegment, "bfloat16": bfloat16}

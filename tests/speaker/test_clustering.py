@@ -58,6 +58,28 @@ def test_speakers_are_found_also_when_windows_are_condensed(monkeypatch, method,
     assert told.max() == 1
 
 
+@pytest.mark.parametrize("num_speakers", [None, 3])
+def test_odd_windows_are_no_speakers(num_speakers):
+    """Windows of a second or two scatter widely, and some (a laugh, an overlap) are like no others."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        vectors, truth = voices(rng, num=3, dim=64, spread=1.6)
+        vectors[::20] = unit(vectors[::20] + 0.5 * rng.normal(size=(2, 64)))
+        found = clustering.assign(vectors, np.full(36, 1.5), "spectral", calibration=None, threshold=0.5,
+                                  num_speakers=num_speakers)  # fmt: skip
+        assert found.max() == 2
+        assert sum(np.bincount(found[truth == speaker]).max() for speaker in range(3)) >= 34
+
+
+def test_one_voice_and_few_windows():
+    rng = np.random.default_rng(3)
+    for each in (1, 2, 3, 8, 40):
+        vectors, truth = voices(rng, num=1, each=each, dim=64, spread=1.0)
+        assert not clustering.spectral(np.maximum(vectors @ vectors.T, 0)).any(), each
+    assert clustering.spectral(np.eye(2), 2).tolist() == [0, 1]
+    assert len(set(clustering.spectral(np.ones((5, 5)), 2).tolist())) <= 2
+
+
 def test_one_window_and_small_clusters():
     one = clustering.assign(np.ones((1, 4)), np.ones(1), "ahc", calibration=None, threshold=0.5, num_speakers=None)
     assert one.tolist() == [0]
