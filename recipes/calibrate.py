@@ -11,11 +11,9 @@ voices to come are of the same kind as the cohort's, and misleading where they a
 from __future__ import annotations
 
 import argparse
-import itertools
-import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +24,9 @@ import speaker
 from engine.errors import ConfigError, SpeechError
 from recipes.balance import Change, improved, once_only
 from recipes.harness.augment import Augment, AugmentConfig
-from recipes.harness.data import Utterance, build_cache, in_order, is_validation
+from recipes.harness.data import Utterance, build_cache, is_validation
 from recipes.harness.recordings import UNLABELLED
+from recipes.harness.workers import on_each
 from recipes.recipe import SpeakerRecipe
 from speaker.adapt import mean_embeddings
 from speaker.calibration import fit
@@ -41,7 +40,6 @@ SNR = (0.0, 30.0)
 NOISY = 0.75  # of the recordings
 MOST = 30  # recordings of a speaker
 COHORT_SECONDS = 20.0  # of a training speaker
-BATCH = 16  # recordings that a process takes at once
 FEW = "no two held-out speakers have recordings long enough; raise --percent as in training, or give more speakers"
 Wav = NDArray[np.float32]
 
@@ -204,25 +202,15 @@ def recordings_of_speakers(
 
 def embedded(encoder: SpeakerEncoder, wavs: Iterator[np.ndarray], workers: int) -> Iterator[Wav]:
     """(D,) of each recording (N,) int16, in order, by so many processes of one thread each."""
-    if workers <= 1:
-        yield from (embed(encoder, as_float(wav)) for wav in wavs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(encoder,)) as pool:
-        batches = iter(lambda: [np.array(wav) for wav in itertools.islice(wavs, BATCH)], [])
-        yield from in_order(pool, _work, batches, 2 * workers)
+    yield from on_each(partial(_as_given, encoder), _embed_pcm, map(np.array, wavs), workers)
 
 
-_encoders: list[SpeakerEncoder] = []  # of this process, where it is one of several
+def _as_given(encoder: SpeakerEncoder) -> SpeakerEncoder:
+    return encoder
 
 
-def _begin(encoder: SpeakerEncoder) -> None:
-    torch.set_num_threads(1)
-    _encoders.append(encoder)
-
-
-def _work(batch: list[np.ndarray]) -> list[Wav]:
-    return [embed(_encoders[-1], as_float(wav)) for wav in batch]
+def _embed_pcm(encoder: SpeakerEncoder, wav: np.ndarray) -> Wav:
+    return embed(encoder, as_float(wav))
 
 
 def as_float(samples: np.ndarray) -> Wav:

@@ -11,14 +11,11 @@ again, and more manifests can be added to a file later.
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
-import multiprocessing
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,15 +27,15 @@ from numpy.typing import NDArray
 from engine.errors import ConfigError, SpeechError
 from engine.files import replacing
 from recipes.harness.augment import speed
-from recipes.harness.data import Utterance, build_cache, in_order
+from recipes.harness.data import Utterance, build_cache
 from recipes.harness.recordings import UNLABELLED
+from recipes.harness.workers import on_each
 from recipes.teachers import Teacher, load_teacher
 
 RATE = 16_000
 MOST_SECONDS = 20.0  # of a recording; more does not change an embedding by much
 LEAST_SECONDS = 0.5
 SAVE_SECONDS = 120.0  # between two writings of the file
-BATCH = 16  # recordings that a process takes at once
 
 
 @dataclass(frozen=True)
@@ -115,26 +112,7 @@ def embedded(
 ) -> Iterator[NDArray[np.float16]]:
     """(S, D) of each recording, in order, by so many processes of one thread each."""
     beginnings = (samples[u.start : u.start + min(u.num_samples, int(MOST_SECONDS * RATE))] for u in utterances)
-    if workers <= 1:
-        embed = load()
-        yield from (_embedded(embed, pcm, speeds) for pcm in beginnings)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(load,)) as pool:
-        batches = iter(lambda: [np.array(pcm) for pcm in itertools.islice(beginnings, BATCH)], [])
-        yield from in_order(pool, partial(_work, speeds=speeds), batches, 2 * workers)
-
-
-_teachers: list[Teacher] = []  # of this process, where it is one of several
-
-
-def _begin(load: Callable[[], Teacher]) -> None:
-    torch.set_num_threads(1)
-    _teachers.append(load())
-
-
-def _work(batch: list[NDArray[np.int16]], speeds: Sequence[float]) -> list[NDArray[np.float16]]:
-    return [_embedded(_teachers[-1], pcm, speeds) for pcm in batch]
+    yield from on_each(load, partial(_embedded, speeds=speeds), map(np.array, beginnings), workers)
 
 
 def _embedded(embed: Teacher, pcm: NDArray[np.int16], speeds: Sequence[float]) -> NDArray[np.float16]:

@@ -14,12 +14,10 @@ import json
 import logging
 import multiprocessing
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,9 +30,8 @@ from engine.errors import ConfigError, SpeechError
 from engine.files import replacing
 from recipes.harness.manifests import read
 from recipes.harness.recordings import Recording, whole_file
+from recipes.harness.workers import in_order
 
-B = TypeVar("B")
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 LAYOUT = 2  # of the cache files; another one is built anew
 Augment = Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]]
@@ -147,14 +144,6 @@ def _decoded(recordings: Sequence[Recording], sample_rate: int, workers: int) ->
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield from in_order(pool, functools.partial(_decode, sample_rate=sample_rate), batches, 2 * workers)
-
-
-def in_order(pool: Executor, work: Callable[[B], Iterable[T]], batches: Iterator[B], ahead: int) -> Iterator[T]:
-    """What `work` makes of the batches, item by item; `ahead` of them at a time, since they wait in memory."""
-    waiting = deque(pool.submit(work, batch) for batch in itertools.islice(batches, ahead))
-    while waiting:
-        yield from waiting.popleft().result()
-        waiting.extend(pool.submit(work, batch) for batch in itertools.islice(batches, 1))
 
 
 def _batches(recordings: Sequence[Recording]) -> Iterator[list[Recording]]:
