@@ -2,8 +2,8 @@
 
 Agglomerative: average linkage on log-likelihood ratios, which stops where the average pair of windows of two clusters
 is more probably of two speakers. Spectral: a graph of windows, each with an edge to those that are most probably of the
-same speaker; where it is easily cut apart are the borders between speakers. It looks at neighbours alone, so that a
-voice may change on the way from one window to another.
+same speaker; where it is easily cut apart are the borders between speakers. Neighbours alone count, not how far apart
+the ends of a cluster are.
 
 Both take n^2 of memory and more of time, so more than LIMIT windows are condensed first: pieces of the recording are
 clustered finely, and the means of these clusters are what is clustered. For cosines that is average linkage still, for
@@ -28,9 +28,13 @@ METHODS = ("ahc", "spectral")
 Labels = NDArray[np.int64]
 LIMIT = {"ahc": 4_000, "spectral": 1_200}  # items that are clustered at once
 MOST_ODD = 30  # clusters that are left aside where the number of speakers is told
-MOST_SPEAKERS = 15  # that spectral clustering finds by itself
-# Windows of a minute or two of speech; chosen on conversations of held-out training speakers (docs/diarization.md).
-LEAST_NEIGHBOURS, MANY_NEIGHBOURS = 12, 30
+MOST_SPEAKERS = 60  # that spectral clustering finds by itself
+# Of spectral clustering, for windows of a second or two; chosen on conversations of held-out training speakers
+# (docs/diarization.md).
+LEAST_NEIGHBOURS, MANY_NEIGHBOURS = 11, 29
+CLEAR_GAP = 0.12  # between eigenvalues, which lie from 0 to 2
+LOOSE = 0.5  # an eigenvalue above which a part is no cluster any more
+BRIDGE = 1e-4
 
 
 def ratios(directions: Floats, seconds: Floats, calibration: Calibration | None) -> Floats:
@@ -73,37 +77,52 @@ def ahc(
 def spectral(affinity: Floats, num_speakers: int | None = None, seed: int = 0) -> Labels:
     """(n, n) affinities from 0 to 1 -> (n,) labels by the normalized Laplacian of the graph of near neighbours.
 
-    Rows of its first eigenvectors, at unit length, are clustered by k-means (Ng, Jordan and Weiss 2002); as many as
-    there are speakers, which the largest gap between the eigenvalues tells (von Luxburg 2007).
+    Rows of its first eigenvectors, at unit length, are clustered by k-means (Ng, Jordan and Weiss 2002). How many there
+    are the largest gap between its eigenvalues tells (von Luxburg 2007); where none is clear, as among many speakers,
+    how many are small. Two windows are two speakers where their affinity is below a half.
     """
     num = len(affinity)
-    if num <= 2 or num_speakers == 1:
-        return np.zeros(num, dtype=np.int64) if num_speakers != num else np.arange(num)
-    values, vectors = _laplacian(affinity, max(num_speakers or 0, min(MOST_SPEAKERS, num - 1)))
-    count = num_speakers or int(np.diff(values[: MOST_SPEAKERS + 1]).argmax()) + 1
+    wanted = None if num_speakers is None else min(num_speakers, num)
+    if num <= 2 and wanted is None:
+        wanted = num if num == 2 and affinity[0, 1] < 0.5 else 1
+    if wanted in (1, num):
+        return np.arange(num) if wanted == num else np.zeros(num, dtype=np.int64)
+    values, vectors = _laplacian(affinity, max(wanted or 0, min(MOST_SPEAKERS, num - 1)))
+    count = wanted or _count(values)
     if count == 1:
         return np.zeros(num, dtype=np.int64)
-    return _kmeans(unit(vectors[:, :count]), count, seed)
+    rows = vectors[:, :count]
+    return _kmeans(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), count, seed)
 
 
-def neighbours(num: int) -> int:
-    """How many of `num` items each one keeps an edge to.
+def _count(values: Floats) -> int:
+    """How many clusters the least eigenvalues (k,) speak for."""
+    gaps = np.diff(values[: MOST_SPEAKERS + 1])
+    if gaps.max() >= CLEAR_GAP:
+        return int(gaps.argmax()) + 1
+    return min(MOST_SPEAKERS, int((values < LOOSE).sum()))
+
+
+def _neighbours(num: int) -> int:
+    """How many others each of `num` windows has an edge to; those that have one to it come on top.
 
     With fewer the graph falls apart into chance groups, with more a speaker of few windows is joined to others.
     """
-    return min(num, int(np.clip(num / 10, LEAST_NEIGHBOURS, max(MANY_NEIGHBOURS, num / 20))))
+    return min(num - 1, int(np.clip(num / 10, LEAST_NEIGHBOURS, max(MANY_NEIGHBOURS, num / 20))))
 
 
 def _laplacian(affinity: Floats, count: int) -> tuple[Floats, Floats]:
     """The `count` + 1 least eigenvalues (all, of fewer items) and their vectors (n, count + 1)."""
     linalg, num = _scipy("scipy.linalg"), len(affinity)
-    kept = neighbours(num)
-    nearest = np.argpartition(affinity, num - kept, axis=1)[:, num - kept :]
+    others = affinity - 2 * np.eye(num)  # nobody is a neighbour of himself
+    nearest = np.argpartition(others, -_neighbours(num), axis=1)[:, -_neighbours(num) :]
     graph = np.zeros_like(affinity)
     np.put_along_axis(graph, nearest, np.take_along_axis(affinity, nearest, 1), axis=1)
-    graph = (graph + graph.T) / 2
+    # All that is left out weighs next to nothing, but keeps the graph in one piece: of more pieces than speakers the
+    # first eigenvectors are 0 in some.
+    graph = (graph + graph.T) / 2 + BRIDGE * np.maximum(affinity, BRIDGE)
     np.fill_diagonal(graph, 0)
-    scale = 1 / np.sqrt(np.maximum(graph.sum(1), 1e-9))
+    scale = 1 / np.sqrt(graph.sum(1))
     laplacian = np.eye(num) - scale[:, None] * graph * scale
     found: tuple[Floats, Floats] = linalg.eigh(laplacian, subset_by_index=(0, min(count, num - 1)))
     return found

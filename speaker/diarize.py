@@ -54,7 +54,7 @@ class DiarizationConfig:
     window: float = 1.5  # seconds
     hop: float = 0.5
     cluster: clustering.Method = "spectral"
-    threshold: float = 0.0  # ahc: log-likelihood ratio at which two clusters are two speakers
+    threshold: float | None = None  # ahc: log-likelihood ratio at which two clusters are two speakers; 0
     cosine_threshold: float | None = None  # the same for a model without calibration
     min_speaker: float = 5.0  # seconds in windows, which overlap threefold; smaller clusters join others
     resegment: bool = False
@@ -65,6 +65,8 @@ class DiarizationConfig:
             raise ConfigError(f"no voice activity detector {self.vad!r}; there are {', '.join(activity.DETECTORS)}")
         if self.cluster not in clustering.METHODS:
             raise ConfigError(f"no clustering {self.cluster!r}; there are {', '.join(clustering.METHODS)}")
+        if self.cluster != "ahc" and (self.threshold is not None or self.cosine_threshold is not None):
+            raise ConfigError(f"a threshold is for the clustering 'ahc', not for {self.cluster!r}")
         if not 0 < self.hop <= self.window:
             raise ConfigError(f"windows of {self.window} s every {self.hop} s leave gaps; hop must be in (0, window]")
 
@@ -160,7 +162,7 @@ def speakers_of(
     vectors: Floats, cuts: windows.Windows, config: DiarizationConfig, models: BackEnd, num_speakers: int | None = None
 ) -> Labels:
     """Embeddings (W, D) of windows -> (W,) speakers from 0."""
-    threshold = config.threshold
+    threshold = config.threshold or 0.0
     if config.cluster == "ahc" and num_speakers is None and models.calibration is None:
         if config.cosine_threshold is None:
             raise CheckpointError("this model has no calibration to count speakers by; leave --cluster ahc out, tell "

@@ -28,7 +28,8 @@ def diarize(
         str | None, typer.Option(help="spectral or ahc.", show_default="spectral; with a threshold, ahc")
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="ahc: two speakers below it. Log-likelihood ratio, or cosine if uncalibrated.")
+        float | None,
+        typer.Option(help="ahc: two speakers below it. Log-likelihood ratio, or cosine if uncalibrated."),
     ] = None,
     resegment: Annotated[bool, typer.Option("--resegment", help="Refine by the Bayesian HMM of VBx.")] = False,
     enrolled: Annotated[Path | None, typer.Option(help="What `speaker embed` wrote: name those who are in it.")] = None,
@@ -46,9 +47,12 @@ def diarize(
     if num_speakers is not None and num_speakers < 1:
         raise ScoreError(f"--num-speakers {num_speakers}: there is at least 1")
     number("--threshold", threshold, "a log-likelihood ratio, or a cosine where the model has no calibration")
-    cluster = cluster or ("spectral" if threshold is None else "ahc")
-    if threshold is not None and (cluster != "ahc" or num_speakers is not None):
-        raise ScoreError("--threshold is for --cluster ahc and a number of speakers to be counted; leave it out")
+    if cluster is None:
+        cluster = "spectral" if threshold is None else "ahc"
+    if threshold is not None and num_speakers is not None:
+        raise ScoreError("--threshold tells how many speakers there are, and so does --num-speakers; leave one out")
+    if threshold is not None and cluster == "spectral":
+        raise ScoreError("--threshold is for --cluster ahc; leave either out")
     options: dict[str, Any] = {"vad": vad, "cluster": cluster, "resegment": resegment, "bfloat16": bfloat16}
     if threshold is not None:
         options |= {"threshold": threshold, "cosine_threshold": threshold}

@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 from speaker.trials import Trials
 
-VOXCELEB1 = re.compile(r"id1(\d{4})")  # id10001 to id11251 (Nagrani et al. 2017)
-HELD_OUT = range(270, 310)  # of them, those of the list -O; the lists -E and -H are of the others too
+VOXCELEB1 = re.compile(r"id1(\d{4})(?=[-_.]|$)")  # id10001 to id11251 (Nagrani et al. 2017)
+EVERY, HELD_OUT = range(1, 1252), range(270, 310)  # the latter are those of the list -O, -E and -H are of all
 # Trials of each list as first published, and since the recordings with wrong labels were taken out.
 CLEANED = {37_720: ("-O", 37_611), 581_480: ("-E", 579_818), 552_536: ("-H", 550_894)}
 
@@ -28,9 +28,10 @@ def audit(
     what a model was trained on, and which are those with wrong labels.
     """
     found = []
-    recordings = [*trials.recordings(), *(name for utterances in models.values() for name in utterances)]
+    listed = [name for name in trials.recordings() if name not in models]
+    recordings = [*listed, *(name for utterances in models.values() for name in utterances)]
     above = () if root is None else root.resolve().parts
-    known = _known({(*above, *PurePosixPath(name).parts[:-1]) for name in recordings if name not in models}, trained_on)
+    known = _known({(*above, *PurePosixPath(name).parts[:-1]) for name in recordings}, trained_on)
     if known:
         found.append(f"the model was trained on {len(known)} of the speakers, such as {min(known)}: its error rates "
                      "on this list say nothing about other speakers")  # fmt: skip
@@ -72,8 +73,8 @@ def _voxceleb(count: int, recordings: Iterable[str], *, known_training: bool) ->
     """Sentences on one of VoxCeleb1's lists; none where any recording is of another corpus."""
     speakers = set()
     for name in recordings:
-        number = next((m for part in PurePosixPath(name).parts if (m := VOXCELEB1.fullmatch(part))), None)
-        if number is None:
+        number = next((m for part in PurePosixPath(name).parts if (m := VOXCELEB1.match(part))), None)
+        if number is None or int(number[1]) not in EVERY:
             return
         speakers.add(int(number[1]))
     if count in CLEANED:

@@ -25,29 +25,33 @@ def collapse(unit: NDArray[np.floating], label: NDArray[np.integer]) -> dict[str
     angles: root mean square of the cosines between means, as seen from their middle, over its least value, which is
         that of a simplex for up to D + 1 classes and Welch's bound (1974) for more ("NC2").
     astray: crops that are nearer to the mean of another class than to that of the other crops of theirs ("NC4"), of the
-        classes with two or more.
+        classes with two or more; left out where there are none.
+    Nothing is told of fewer than two classes, or where all means are one.
     """
     _, rows, counts = np.unique(label, return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), unit.shape[1]))
     np.add.at(sums, rows, unit)
     means = sums / counts[:, None]
-    within = np.square(unit - means[rows]).sum(1).mean()
-    seen = means - means.mean(0)
-    found = {"collapse": float(within / max(np.square(seen).sum(1).mean(), 1e-12))}
-    if len(counts) < 2:
-        return found
-    lengths = np.linalg.norm(seen, axis=1)
-    found["norms"] = float(lengths.std() / max(lengths.mean(), 1e-12))
+    seen = means - means.sum(0) / max(len(counts), 1)
+    between = np.square(seen).sum(1)
+    if len(counts) < 2 or between.mean() < 1e-12:
+        return {}
+    lengths = np.sqrt(between)
     directions = seen / np.maximum(lengths[:, None], 1e-12)
     cosines = (directions @ directions.T)[~np.eye(len(counts), dtype=bool)]
     rank = min(unit.shape[1], len(counts) - 1)
     least = (len(counts) / rank - 1) / (len(counts) - 1)
-    found["angles"] = float(np.sqrt(np.square(cosines).mean() / least))
+    found = {
+        "collapse": float(np.square(unit - means[rows]).sum(1).mean() / between.mean()),
+        "norms": float(lengths.std() / lengths.mean()),
+        "angles": float(np.sqrt(np.square(cosines).mean() / least)),
+    }
     known = counts[rows] > 1
     if known.any():
         others = (sums[rows] - unit)[known] / (counts[rows] - 1)[known, None]
-        own = np.square(unit[known] - others).sum(1)
-        distances = np.square(unit[known, None] - means).sum(2)
-        distances[np.arange(len(own)), rows[known]] = np.inf
-        found["astray"] = float(100 * (distances.min(1) < own).mean())
+        # Squared distances but for the square of the crop itself, which is the same in all of them.
+        own = np.square(others).sum(1) - 2 * (unit[known] * others).sum(1)
+        all_ = np.square(means).sum(1) - 2 * unit[known] @ means.T
+        all_[np.arange(len(own)), rows[known]] = np.inf
+        found["astray"] = float(100 * (all_.min(1) < own - 1e-9).mean())
     return found

@@ -20,12 +20,13 @@ BATCH = 16  # items that a process takes at once
 
 
 def on_each(
-    make: Callable[[], Made], work: Callable[[Made, Item], T], items: Iterator[Item], workers: int
+    make: Callable[[], Made], work: Callable[[Made, Item], T], items: Iterable[Item], workers: int
 ) -> Iterator[T]:
     """What `work` makes of each item, with what `make` has made once in each process.
 
-    More than one of these have a thread each; `make` and `work` then are functions of a module, or `partial`s of such.
+    Each of several processes has one thread; `make` and `work` are then functions of a module, or `partial`s of such.
     """
+    items = iter(items)
     if workers <= 1:
         made = make()
         yield from (work(made, item) for item in items)

@@ -30,5 +30,6 @@ def test_means_that_crowd_and_crops_that_stray():
     # Of the first class one crop lies where the other class does, and the other as far from both.
     points = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     assert collapse(points, np.array([0, 0, 1, 1]))["astray"] == 25
-    assert collapse(points[:2], np.array([0, 0])).keys() == {"collapse"}
-    assert "astray" not in collapse(points[:2], np.array([0, 1]))
+    assert collapse(points[:2], np.array([0, 1])).keys() == {"collapse", "norms", "angles"}
+    assert collapse(points[:2], np.array([0, 0])) == collapse(points[:0], np.array([], int)) == {}
+    assert collapse(np.ones((4, 2)), np.array([0, 0, 1, 1])) == {}, "an encoder that says the same of everybody"

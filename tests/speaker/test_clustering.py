@@ -5,8 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+import speaker
+from engine import checkpoint
 from engine.errors import ConfigError
 from speaker import clustering
+from speaker.evidence import calibration_of
 from speaker.scoring import unit
 
 pytest.importorskip("scipy", reason="the extra diarize is not installed")
@@ -76,8 +79,35 @@ def test_one_voice_and_few_windows():
     for each in (1, 2, 3, 8, 40):
         vectors, truth = voices(rng, num=1, each=each, dim=64, spread=1.0)
         assert not clustering.spectral(np.maximum(vectors @ vectors.T, 0)).any(), each
-    assert clustering.spectral(np.eye(2), 2).tolist() == [0, 1]
-    assert len(set(clustering.spectral(np.ones((5, 5)), 2).tolist())) <= 2
+    for told, num in ((2, 2), (3, 2), (None, 2), (5, 3)):
+        assert clustering.spectral(np.eye(num), told).tolist() == list(range(num))
+    assert clustering.spectral(np.full((2, 2), 0.6)).tolist() == [0, 0]
+
+
+def test_fewer_speakers_are_told_than_the_graph_has_pieces():
+    apart = np.kron(np.eye(3), np.ones((30, 30)))
+    assert clustering.spectral(apart).max() == 2
+    for affinity in (apart, np.zeros((40, 40)), np.ones((40, 40)), np.eye(40)):
+        found = clustering.spectral(affinity, 2)
+        assert set(found.tolist()) <= {0, 1}
+    found = clustering.spectral(apart, 2)
+    assert all(len(set(part)) == 1 for part in found.reshape(3, 30).tolist()), "no voice is torn apart"
+
+
+@pytest.mark.parametrize("each", [15, 40])
+def test_many_speakers(each):
+    vectors, truth = voices(np.random.default_rng(2), num=25, each=each, dim=64, spread=1.0)
+    found = clustering.assign(vectors, np.full(len(truth), 1.5), "spectral", calibration=None, threshold=0.5,
+                              num_speakers=None)  # fmt: skip
+    assert 22 <= found.max() + 1 <= 28
+
+
+def test_calibrated_ratios_are_what_spectral_clustering_goes_by():
+    calibration = calibration_of(checkpoint.find("ecapa"), speaker.load("ecapa"))
+    vectors, truth = voices(np.random.default_rng(0), num=3, each=20, dim=192, spread=1.0)
+    found = clustering.assign(vectors, np.full(60, 1.5), "spectral", calibration=calibration, threshold=0.0,
+                              num_speakers=None, min_seconds=5.0)  # fmt: skip
+    assert same(found, truth)
 
 
 def test_one_window_and_small_clusters():

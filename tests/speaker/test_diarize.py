@@ -12,7 +12,7 @@ from engine import audio
 from engine.errors import SpeechError
 from speaker import windows
 from speaker.cli import app
-from speaker.diarize import diarize
+from speaker.diarize import BackEnd, DiarizationConfig, diarize
 from speaker.evidence import calibration_of
 from speaker.naming import match
 from speaker.rttm import read_rttm
@@ -77,7 +77,7 @@ def test_two_voices_are_told_apart_and_named(run, folder, recordings):
     assert odd["speakers"] == ["speaker_2", "speaker_3"]
     with pytest.raises(Exception, match="alien.npz is of x@0123456789ab"):
         run("diarize", "two.wav", "--enrolled", "alien.npz")
-    with pytest.raises(Exception, match="--threshold is for --cluster ahc"):
+    with pytest.raises(SpeechError, match="and so does --num-speakers"):
         run("diarize", "two.wav", "--num-speakers", 2, "--threshold", "0")
     assert {s.speaker for s in segments if first + 0.2 < s.start and s.end < second + 0.2} == {"carlo"}
     assert (folder / "two.png").stat().st_size > 5_000
@@ -89,6 +89,17 @@ def test_one_voice_is_one_speaker(run):
     lines = run("diarize", "one.wav").stdout.splitlines()
     assert lines[0].split() == ["start", "end", "speaker"]
     assert {line.split()[2] for line in lines[1:]} == {"speaker_1"}
+
+
+def test_a_threshold_is_for_agglomerative_clustering(run):
+    """It may be given alone: at a ratio that no pair has everybody is one, or each window is somebody."""
+    for ratio, many in ((-1000, False), (1000, True)):
+        told = json.loads(run("diarize", "two.wav", "--threshold", ratio, "--json").stdout)
+        assert (len(told["speakers"]) > 1) == many
+    with pytest.raises(SpeechError, match="a threshold is for the clustering 'ahc'"):
+        DiarizationConfig(cosine_threshold=0.5)
+    with pytest.raises(SpeechError, match="leave --cluster ahc out"):
+        diarize(speaker.load("ecapa"), "two.wav", config=DiarizationConfig(cluster="ahc"), models=BackEnd())
 
 
 def test_stereo_and_telephone_are_said(run, caplog):
@@ -110,6 +121,8 @@ def test_stereo_and_telephone_are_said(run, caplog):
         (["one.wav", "--vad", "webrtc"], "energy, silero"),
         (["one.wav", "--cluster", "kmeans"], "ahc, spectral"),
         (["one.wav", "--plot", "x.pdf"], "must end in .png"),
+        (["one.wav", "--cluster", ""], "ahc, spectral"),
+        (["one.wav", "--cluster", "spectral", "--threshold", "0"], "--threshold is for --cluster ahc"),
         (["one.wav", "--threshold", "nan"], "--threshold nan: it is a log-likelihood ratio"),
         (["one.wav", "--rttm", "one.wav", "--force"], "one.wav is read by this command too"),
         (["one.wav", "--rttm", "none/one.rttm"], "no such folder"),
