@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import speaker
 from engine.errors import ConfigError
-from recipes.directions import LEAST_SPEAKERS, corpus_directions, evened
+from recipes.directions import evened
 from speaker.adapt import mean_embeddings
 from speaker.diarize import PLDA
 from speaker.evidence import CALIBRATION, VERIFICATION
@@ -47,10 +47,6 @@ def improved(
     mean = mean_embeddings(counted, vectors[counts])[1].mean(0)
     matrix = np.eye(len(mean))
     if change.exponent is not None:
-        taken = len(corpus_directions(names, vectors, change.nuisance))
-        if taken < change.nuisance:
-            raise ConfigError(f"--nuisance {change.nuisance} needs {change.nuisance + 1} corpora of {LEAST_SPEAKERS} "
-                              f"speakers or more; these manifests have enough for {taken}")  # fmt: skip
         matrix = evened(names, vectors - mean, change.exponent, change.nuisance, counts)
     transform(encoder, matrix, -matrix @ mean)
     speaker.save(folder, encoder, told((folder / "README.md").read_text(encoding="utf-8"), change))

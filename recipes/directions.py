@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import ConfigError
 from speaker.adapt import mean_embeddings
 from speaker.scoring import unit
 
@@ -50,14 +51,18 @@ def corpus_directions(names: list[str], vectors: Matrix, count: int) -> Matrix:
 
 
 def evened(
-    names: list[str], vectors: Matrix, exponent: float, nuisance: int, spread_by: NDArray[np.bool_] | None = None
-) -> Matrix:
+    names: list[str], vectors: Matrix, exponent: float, nuisance: int, spread_by: NDArray[np.bool_] | None = None,
+    option: str = "--nuisance",
+) -> Matrix:  # fmt: skip
     """Embeddings (n, D) around 0 -> (D, D): `nuisance` directions of corpora almost taken away, the rest `balanced`.
 
     Nuisance attribute projection (Solomonoff et al. 2005), the nuisance being the corpus. The spread of the directions
-    is that of the embeddings `spread_by` (n,), or of all.
+    is that of the embeddings `spread_by` (n,), or of all. ConfigError, which names the `option`, for too few corpora.
     """
     taken = corpus_directions(names, vectors, nuisance)
+    if len(taken) < nuisance:
+        raise ConfigError(f"{option} {nuisance} needs {nuisance + 1} corpora of {LEAST_SPEAKERS} speakers or more; "
+                          f"these manifests have enough for {len(taken)}")  # fmt: skip
     project = np.eye(vectors.shape[1]) - (1 - NUISANCE) * taken.T @ taken
     chosen = vectors if spread_by is None else vectors[spread_by]
     return balanced(chosen @ project.T, exponent) @ project

@@ -172,7 +172,8 @@ def evened_targets(targets: Targets, utterances: list[Utterance], exponent: floa
             f"{len(rows)} recordings of known speakers are too few to tell how a teacher's "
             f"{targets.embeddings.shape[2]} dimensions spread; set target_balance and target_nuisance to 0"
         )
-    matrix = evened(names, targets.embeddings[rows, column].astype(np.float64), exponent, nuisance)
+    vectors = targets.embeddings[rows, column].astype(np.float64)
+    matrix = evened(names, vectors, exponent, nuisance, option="target_nuisance")
     return replace(targets, embeddings=(targets.embeddings @ matrix.T).astype(np.float32))
 
 

@@ -129,7 +129,9 @@ def test_few_corpora_or_small_ones_have_no_directions():
     assert corpus_directions(*voices(4, 10, rng), 3).shape == (0, 6)
     assert corpus_directions(*voices(3, 30, rng), 9).shape == (2, 6)
     names, vectors = voices(1, 30, rng)
-    np.testing.assert_allclose(evened(names, vectors, 0.5, 3), balanced(vectors, 0.5), atol=1e-9)
+    np.testing.assert_allclose(evened(names, vectors, 0.5, 0), balanced(vectors, 0.5), atol=1e-9)
+    with pytest.raises(ConfigError, match="target_nuisance 3 needs 4 corpora of 20 speakers or more; .* enough for 0"):
+        evened(names, vectors, 0.5, 3, option="target_nuisance")
 
 
 def test_mean_embeddings_do_not_follow_one_that_is_far_too_long():
