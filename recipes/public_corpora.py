@@ -82,4 +82,6 @@ CORPORA = (
            "CC BY 4.0", joined=4, people="Speech Commands"),
     Corpus("speech-commands-more", "vinsis/speech-commands-recognition", "speech_commands_v0.01", _participant, "en",
            "CC BY 4.0", joined=4, people="Speech Commands"),
+    Corpus("speech-commands-isolated", "anshulgupta0803/isolated-speech-commands", "recipe/audio", _participant, "en",
+           "CC BY 4.0", joined=4, people="Speech Commands"),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from itertools import islice
@@ -229,10 +230,12 @@ def face_teacher(encoder: SpeakerEncoder, crops: SpeakerCrops) -> None:
     """Turn a trained encoder by its last layer to where the teacher of the crops looks.
 
     It may have been trained without one, or turned after training (`recipes.calibrate`); what it knows already it would
-    otherwise have to learn again.
+    otherwise have to learn again. By crops as they were recorded: noise would hide where they point.
     """
     encoder.eval()
-    items = [crops[i] for i in range(min(FACING, len(crops)))]
+    undisturbed = copy.copy(crops)
+    undisturbed.chain = None
+    items = [undisturbed[i] for i in range(min(FACING, len(crops)))]
     with torch.inference_mode():
         vectors = torch.cat([encoder(item.wav[None]) for item in items]).double().numpy()
     targets = torch.stack([item.target for item in items]).double().numpy()

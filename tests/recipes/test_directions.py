@@ -14,6 +14,7 @@ from speaker.backbones.resnet import resnet
 from speaker.backbones.xvector import XvectorConfig
 from speaker.last_layer import transform
 from speaker.model import SpeakerConfig, SpeakerEncoder
+from speaker.scoring import unit
 
 NETWORKS = {
     "ecapa": EcapaTdnnConfig(num_bins=24, channels=32, mfa_channels=48, res2_scale=4, squeeze_channels=8,
@@ -64,6 +65,22 @@ def test_turned_to_a_teacher_in_training_as_after():
     assert cosines.mean() > 0.99
     assert np.square(found).mean() == pytest.approx(np.square(before).mean(), rel=1e-2)
     np.testing.assert_allclose(training, found, atol=0.02 * np.abs(found).max())
+
+
+def test_turned_no_more_than_is_known():
+    rng = np.random.default_rng(2)
+    teacher = rng.normal(size=(600, 32))
+    noise = 1.5 * rng.normal(size=(600, 32))
+    rotation = np.linalg.qr(rng.normal(size=(32, 32)))[0]
+
+    def nearness(vectors):
+        fitted = facing(vectors[:200], teacher[:200])
+        found = unit(vectors[200:] @ fitted[0].T + fitted[1])
+        return (found * unit(teacher[200:])).sum(1).mean()
+
+    as_it_was = (unit(teacher + noise)[200:] * unit(teacher[200:])).sum(1).mean()
+    assert nearness(teacher + noise) > as_it_was - 0.01
+    assert nearness((teacher + noise) @ rotation) > as_it_was - 0.1
 
 
 def test_a_network_that_ends_otherwise_is_left_as_it_was():
