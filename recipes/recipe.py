@@ -158,6 +158,7 @@ class SpeakerRecipe(Recipe):
     teacher: str = ""  # file of embeddings that recipes.teach has written
     target_balance: float = 0.0  # exponent by which the teacher's wide directions are narrowed (recipes.directions)
     target_nuisance: int = 0  # directions of the teacher in which corpora differ, to be taken away
+    target_blur: float = 0.0  # weight of what the teacher makes of a recording at the next lower and higher speed
     own_share: float = 0.5  # of a recording's own embedding in its target; the rest is the mean of its speaker
     unlabelled_share: float = 0.2  # of the crops, where some speakers are unknown
     imitate_weight: float = 1.0

@@ -177,6 +177,20 @@ def evened_targets(targets: Targets, utterances: list[Utterance], exponent: floa
     return replace(targets, embeddings=(targets.embeddings @ matrix.T).astype(np.float32))
 
 
+def blurred(targets: Targets, weight: float) -> Targets:
+    """Add to a teacher's embeddings those of the same recording at the next lower and the next higher speed.
+
+    A mean of several hearings is nearer to the voice than one: the equal error rate of CAM++ on held-out training
+    speakers falls from 2.5 to 2.3 % (certain labels), from 4.4 to 4.2 % (Common Voice), with half of 0.9 and of 1.1.
+    """
+    order = np.argsort(targets.speeds)
+    vectors = _unit(targets.embeddings[:, order])
+    mixed = vectors.copy()
+    mixed[:, 1:] += weight * vectors[:, :-1]
+    mixed[:, :-1] += weight * vectors[:, 1:]
+    return replace(targets, embeddings=mixed[:, np.argsort(order)])
+
+
 def _alone(utterance: Utterance) -> Utterance:
     return Utterance(
         utterance.path, f"{utterance.path}{UNLABELLED}", utterance.start, utterance.num_samples, utterance.sha256

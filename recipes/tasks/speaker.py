@@ -22,7 +22,7 @@ from recipes.harness.collapse import LABELS, collapse
 from recipes.harness.data import SpeechCrops, Utterance
 from recipes.harness.optim import cyclic, make_optimizer, warmup_cosine, warmup_stable_decay
 from recipes.harness.recordings import UNLABELLED
-from recipes.harness.speakers import SpeakerCrop, SpeakerCrops, centred, evened_targets
+from recipes.harness.speakers import SpeakerCrop, SpeakerCrops, blurred, centred, evened_targets
 from recipes.harness.task import Task
 from recipes.recipe import SpeakerRecipe
 from recipes.teach import load_targets
@@ -95,6 +95,8 @@ class SpeakerTask(Task):
             self.facts["teacher_sha256"] = hashlib.sha256(Path(recipe.teacher).read_bytes()).hexdigest()
         if targets and (recipe.target_balance or recipe.target_nuisance):
             targets = evened_targets(targets, train, recipe.target_balance, recipe.target_nuisance)
+        if targets and recipe.target_blur:
+            targets = blurred(targets, recipe.target_blur)
         chain = None
         if recipe.augment != AugmentConfig():
             voices = [samples[u.start : u.start + u.num_samples] for u in train]

@@ -13,7 +13,7 @@ import speaker
 from engine.errors import CheckpointError, ConfigError
 from recipes import export, norms, teach, train
 from recipes.harness.data import Utterance, build_cache
-from recipes.harness.speakers import SpeakerCrops, centred, evened_targets
+from recipes.harness.speakers import SpeakerCrops, blurred, centred, evened_targets
 from recipes.recipe import SpeakerRecipe
 from recipes.speaker import tiny
 from recipes.tasks.speaker import SpeakerTask
@@ -228,6 +228,17 @@ def test_targets_mix_the_recording_and_its_speaker(manifest, targets):
     assert np.allclose(np.linalg.norm(mean.targets, axis=2), 1, atol=1e-5)
     unknown = [i for i, u in enumerate(alone.utterances) if u.path.rsplit("/", 1)[-1].startswith("11_")]
     assert np.allclose(mean.targets[unknown], alone.targets[unknown], atol=1e-5)  # nobody has no mean
+
+
+def test_targets_are_blurred_between_neighbouring_speeds():
+    rng = np.random.default_rng(0)
+    targets = Targets("x", (1.0, 1.1, 0.9), {"a": 0, "b": 1}, rng.normal(size=(2, 3, 4)).astype(np.float32))
+    normal, fast, slow = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in targets.embeddings.transpose(1, 0, 2))
+    found = blurred(targets, 0.5).embeddings
+    expected = [normal + (fast + slow) / 2, fast + normal / 2, slow + normal / 2]
+    np.testing.assert_allclose(found, np.stack(expected, 1), atol=1e-6)
+    one = Targets("x", (1.0,), targets.rows, targets.embeddings[:, :1])
+    np.testing.assert_allclose(blurred(one, 0.5).embeddings[:, 0], normal, atol=1e-6)
 
 
 def test_short_recordings_of_nobody_are_repeated_never_joined(manifest):
