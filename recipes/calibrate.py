@@ -24,7 +24,7 @@ import speaker
 from engine.errors import ConfigError, SpeechError
 from recipes.balance import Change, improved, once_only
 from recipes.harness.augment import Augment, AugmentConfig
-from recipes.harness.data import Utterance, build_cache, is_validation
+from recipes.harness.data import Utterance, as_float, build_cache, is_validation
 from recipes.harness.recordings import UNLABELLED
 from recipes.harness.workers import on_each
 from recipes.recipe import SpeakerRecipe
@@ -211,11 +211,6 @@ def _as_given(encoder: SpeakerEncoder) -> SpeakerEncoder:
 
 def _embed_pcm(encoder: SpeakerEncoder, wav: np.ndarray) -> Wav:
     return embed(encoder, as_float(wav))
-
-
-def as_float(samples: np.ndarray) -> Wav:
-    """int16 -> [-1, 1)."""
-    return samples.astype(np.float32) / np.float32(32768)
 
 
 @torch.inference_mode()

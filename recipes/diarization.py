@@ -19,8 +19,7 @@ import torch
 
 import speaker
 from engine.errors import ConfigError, SpeechError
-from recipes.calibrate import as_float
-from recipes.harness.data import Utterance, build_cache, is_validation
+from recipes.harness.data import Utterance, as_float, build_cache, is_validation
 from recipes.harness.recordings import UNLABELLED
 from recipes.recipe import SpeakerRecipe
 from speaker import plda

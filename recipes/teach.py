@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from engine.errors import ConfigError, SpeechError
 from engine.files import replacing
 from recipes.harness.augment import speed
-from recipes.harness.data import Utterance, build_cache
+from recipes.harness.data import Utterance, as_float, build_cache
 from recipes.harness.recordings import UNLABELLED
 from recipes.harness.workers import on_each
 from recipes.teachers import Teacher, load_teacher
@@ -116,7 +116,7 @@ def embedded(
 
 
 def _embedded(embed: Teacher, pcm: NDArray[np.int16], speeds: Sequence[float]) -> NDArray[np.float16]:
-    wav = pcm.astype(np.float32) / np.float32(32768)
+    wav = as_float(pcm)
     return np.array([embed(wav if factor == 1 else speed(wav, factor)) for factor in speeds], dtype=np.float16)
 
 

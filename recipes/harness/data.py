@@ -248,7 +248,12 @@ class SpeechCrops(Dataset[Tensor]):
         return np.roll(np.concatenate(parts), int(rng.integers(self.read_samples - utterance.num_samples + 1)))
 
     def _read(self, begin: int, count: int) -> NDArray[np.float32]:
-        return self.samples[begin : begin + count].astype(np.float32) / np.float32(32768)
+        return as_float(self.samples[begin : begin + count])
+
+
+def as_float(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    """16-bit samples -> [-1, 1)."""
+    return samples.astype(np.float32) / np.float32(32768)
 
 
 def at_level(wav: NDArray[np.float32], dbfs: float) -> NDArray[np.float32]:
