@@ -34,6 +34,7 @@ from speaker.model import SpeakerEncoder
 log = logging.getLogger(__name__)
 CUTS = (1, 2, 4)  # seconds of the validation crops
 FACING = 3_000  # crops
+BATCH = 64
 HEARD = 0.75  # of the hours given, that a teacher should have heard; recipes.teach leaves out some of long speakers
 LENGTH_SECONDS = 0.2  # between the lengths of crops
 
@@ -194,7 +195,7 @@ class SpeakerTask(Task):
         with torch.autocast(batch.wav.device.type, enabled=False):
             for seconds in CUTS:
                 wav = batch.wav[:, : seconds * self.recipe.sample_rate]
-                embeddings = torch.cat([self.embed(part) for part in wav.split(64)])
+                embeddings = torch.cat([self.embed(part) for part in wav.split(BATCH)])
                 unit = F.normalize(embeddings[batch.label >= 0]).cpu().numpy()
                 cosines = np.einsum("nd,nd->n", unit[first[paired]], unit[second[paired]])
                 if same.any() and not same.all():
@@ -239,7 +240,8 @@ def face_teacher(encoder: SpeakerEncoder, crops: SpeakerCrops) -> None:
     undisturbed.chain = None
     items = [undisturbed[i] for i in range(min(FACING, len(crops)))]
     with torch.inference_mode():
-        vectors = torch.cat([encoder(item.wav[None]) for item in items]).double().numpy()
+        wavs = torch.stack([item.wav for item in items]).split(BATCH)
+        vectors = torch.cat([encoder(wav) for wav in wavs]).double().numpy()
     targets = torch.stack([item.target for item in items]).double().numpy()
     transform(encoder, *facing(vectors, targets), vectors)
     encoder.train()
@@ -250,7 +252,8 @@ def own_centres(encoder: SpeakerEncoder, crops: SpeakerCrops) -> np.ndarray:
     encoder.eval()
     wavs = crops.of_each_label()
     with torch.inference_mode():
-        parts = [encoder(torch.from_numpy(np.stack(part))).numpy() for part in iter(lambda: list(islice(wavs, 64)), [])]
+        batches = iter(lambda: list(islice(wavs, BATCH)), [])
+        parts = [encoder(torch.from_numpy(np.stack(batch))).numpy() for batch in batches]
     encoder.train()
     return np.concatenate(parts)
 
