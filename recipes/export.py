@@ -206,6 +206,8 @@ def _export_speaker(
                 f" {recipe.target_nuisance} directions in which corpora differ were taken away from them, wide ones "
                 f"narrowed (exponent {recipe.target_balance:g})."
             )
+        if recipe.target_blur:
+            teacher += f" Those at the next lower and higher speed were added, times {recipe.target_blur:g}."
     shortest, longest = recipe.crop_seconds
     card = SPEAKER_CARD.format(
         name=out.name,
