@@ -66,7 +66,7 @@ embeddings are not normalized; compare them by cosine. Weights: MIT.
 
 ## Training
 - Recipe `{recipe}`, {steps} steps of {batch} crops of {shortest:g} to {longest:g} s: {hours:.1f} hours of audio seen,
-  drawn from {data_hours:.2f} hours of recordings at {speeds} times their speed (averaged weights, decay {ema}).
+  drawn from {data_hours:.2f} hours of recordings{speeds} (averaged weights, decay {ema}).
 - Loss: {losses}.
 - {teacher}
 {note}- Validation speakers are disjoint from the training speakers.
@@ -221,7 +221,7 @@ def _export_speaker(
         longest=longest,
         hours=steps * recipe.batch_size * (shortest + longest) / 2 / 3600,
         data_hours=facts["hours"],
-        speeds=", ".join(f"{factor:g}" for factor in recipe.speeds),
+        speeds=at_speeds(recipe.speeds),
         num_speakers=facts.get("speakers", "hundreds"),
         ema=recipe.ema_decay,
         losses=", ".join(losses),
@@ -231,6 +231,12 @@ def _export_speaker(
     )
     checkpoint.drop_extras(out)
     return speaker.model.save(out, encoder, card)
+
+
+def at_speeds(speeds: Sequence[float]) -> str:
+    """Words behind "recordings"; none where they are as they were recorded."""
+    listed = ", ".join(f"{factor:g}" for factor in speeds)
+    return "" if tuple(speeds) == (1.0,) else f" at {listed} times their speed"
 
 
 def describe_data(manifests: Sequence[str]) -> str:
