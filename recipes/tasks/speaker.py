@@ -28,7 +28,7 @@ from recipes.recipe import SpeakerRecipe
 from recipes.teach import load_targets
 from speaker.heads import MarginClassifier, imitation_loss, relation_loss
 from speaker.last_layer import transform
-from speaker.metrics import eer
+from speaker.metrics import eer, min_dcf
 from speaker.model import SpeakerEncoder
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class SpeakerTask(Task):
     recipe: SpeakerRecipe
     labels: ClassVar[dict[str, str]] = Task.labels | {
         "classify": "margin softmax", "imitate": "1 - cosine to the teacher", "relate": "difference to its cosines",
-        "eer": "equal error rate, %", "taught": "cosine to the teacher", **LABELS,
+        "eer": "equal error rate, %", "mindcf": "minDCF(0.01)", "taught": "cosine to the teacher", **LABELS,
     }  # fmt: skip
     number_label: ClassVar[str] = "seconds"
 
@@ -184,7 +184,7 @@ class SpeakerTask(Task):
 
     @torch.no_grad()
     def metrics(self, batch: SpeakerCrop) -> dict[str, float]:
-        """Equal error rates of all pairs within a corpus, whole and cut; in single precision, as users embed."""
+        """Errors of all pairs within a corpus, whole and cut; in single precision, as users embed."""
         values: dict[str, float] = {}
         known = (batch.label >= 0).cpu().numpy()
         label = batch.label.cpu().numpy()[known]
@@ -200,6 +200,7 @@ class SpeakerTask(Task):
                 cosines = np.einsum("nd,nd->n", unit[first[paired]], unit[second[paired]])
                 if same.any() and not same.all():
                     values[f"eer{seconds}"] = 100 * eer(cosines[same], cosines[~same])[0]
+                    values[f"mindcf{seconds}"] = min_dcf(cosines[same], cosines[~same])[0]
                 if self.recipe.teacher:
                     taught = F.cosine_similarity(self.to_teacher(embeddings), batch.target)
                     values[f"taught{seconds}"] = float(taught.mean())

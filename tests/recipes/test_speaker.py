@@ -71,7 +71,9 @@ def test_training_tells_voices_apart_and_the_export_embeds_them(manifest, target
     assert train.main(arguments(manifest, tmp_path / "run", *settings)) == 0
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
     assert float(rows[-1]["train/classify"]) < float(rows[0]["train/classify"])
-    assert {f"valid/{name}" for name in ("eer2", "taught2", "collapse", "norms", "angles", "astray")} <= rows[-1].keys()
+    assert {
+        f"valid/{name}" for name in ("eer2", "mindcf2", "taught2", "collapse", "norms", "angles", "astray")
+    } <= rows[-1].keys()
     assert export.main([str(tmp_path / "run"), "--out", str(tmp_path / "mine")]) == 0
     encoder = speaker.load(tmp_path / "mine")
     takes = [torch.from_numpy(np.stack([voice(number, 1.0, take) for number in range(8)])) for take in (8, 9)]
