@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> str:
     """The table, and a line on what is in it."""
-    encoders = {Path(name).name: speaker.load(name).eval() for name in options.models}
-    if any(encoder.config.front_end.sample_rate != RATE for encoder in encoders.values()):
+    encoders = [(Path(name).name, speaker.load(name)) for name in options.models]  # folders may share a name
+    if any(encoder.config.front_end.sample_rate != RATE for _, encoder in encoders):
         raise ConfigError(f"these figures are of encoders at {RATE} Hz")
     samples, utterances = build_cache(options.data, options.cache, RATE)
     known = [u for u in utterances if not u.speaker.endswith(UNLABELLED)]
@@ -81,11 +81,11 @@ def measure(options: argparse.Namespace) -> str:
     for name, (owners, wavs) in groups.items():
         counts.append(f"{name}: {len(owners)} crops of {len(set(owners))} speakers")
         for noise, heard in ("no", wavs), *((("yes", noisy(wavs, options.noise)),) if options.noise else ()):
-            for title, encoder in encoders.items():
+            for title, encoder in encoders:
                 cells = [errors(embed(encoder, heard[:, : cut * RATE]), owners) for cut in CUTS]
                 rows.append([title, name, noise, *cells])
                 print(*rows[-1], sep="\t", file=sys.stderr, flush=True)
-    identities = ", ".join(encoder.identity for encoder in encoders.values())
+    identities = ", ".join(encoder.identity for _, encoder in encoders)
     return f"{report.table(HEADING, rows)}\n\nEER % [95 %] / minDCF(0.01). {'; '.join(counts)}. {identities}."
 
 
@@ -130,7 +130,8 @@ def embed(encoder: SpeakerEncoder, wavs: Wav) -> Floats:
 
 def errors(vectors: Floats, owners: Sequence[str]) -> str:
     """Of all pairs within one corpus: EER with its interval, and minDCF."""
-    centred = unit(unit(vectors) - unit(vectors).mean(0))
+    directions = unit(vectors)
+    centred = unit(directions - directions.mean(0))
     names, corpora = np.array(owners), np.array([corpus_of(name) for name in owners])
     first, second = np.triu_indices(len(names), 1)
     within = corpora[first] == corpora[second]
