@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 import speaker
 from benchmarks import report
 from engine.errors import ConfigError
+from recipes.calibrate import joined
 from recipes.harness.augment import Augment, AugmentConfig
-from recipes.harness.data import Utterance, as_float, build_cache, is_validation
+from recipes.harness.data import Utterance, build_cache, is_validation
 from recipes.harness.recordings import UNLABELLED
 from recipes.recipe import SpeakerRecipe
 from speaker.intervals import eer_percent, least_cost, speaker_bootstrap
@@ -96,22 +97,9 @@ def corpus_of(name: str) -> str:
 
 def crops(samples: NDArray[np.int16], utterances: list[Utterance]) -> tuple[list[str], Wav]:
     """Speakers (n,) and crops (n, N), in an order that depends on the recordings alone."""
-    rng, of = np.random.default_rng(5), dict[str, list[Utterance]]()
-    for u in utterances:
-        of.setdefault(u.speaker, []).append(u)
-    owners, wavs, wanted = list[str](), list[Wav](), CUTS[-1] * RATE
-    for name, theirs in sorted(of.items()):
-        parts, begun = list[NDArray[np.int16]](), len(wavs)
-        for number in rng.permutation(len(theirs)):
-            u = theirs[number]
-            parts.append(samples[u.start : u.start + u.num_samples])
-            if sum(map(len, parts)) >= wanted:
-                owners.append(name)
-                wavs.append(as_float(np.concatenate(parts)[:wanted]))
-                parts = []
-            if len(wavs) == begun + MOST:
-                break
-    return owners, np.array(wavs, np.float32).reshape(-1, wanted)
+    wanted = CUTS[-1] * RATE
+    found = list(joined(samples, utterances, np.random.default_rng(5), lambda: wanted, wanted, MOST))
+    return [owner for owner, _ in found], np.array([wav for _, wav in found], np.float32).reshape(-1, wanted)
 
 
 def noisy(wavs: Wav, noise: Sequence[str]) -> Wav:

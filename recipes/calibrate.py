@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -156,19 +156,34 @@ def spoken(
     samples: np.ndarray, utterances: list[Utterance], rate: int, rng: np.random.Generator
 ) -> Iterator[tuple[str, Wav]]:
     """Recordings of 1 to 10 s, short ones joined; no two share a sample."""
+
+    def length() -> int:
+        return round(np.exp(rng.uniform(*np.log(SECONDS))) * rate)
+
+    return joined(samples, utterances, rng, length, SECONDS[0] * rate, MOST)
+
+
+def joined(
+    samples: np.ndarray, utterances: list[Utterance], rng: np.random.Generator, length: Callable[[], int],
+    least: float, most: int,
+) -> Iterator[tuple[str, Wav]]:  # fmt: skip
+    """Speaker and wav of up to `most` of each speaker, `least` to `length()` samples, short recordings joined.
+
+    No two share a sample.
+    """
     of: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         of.setdefault(utterance.speaker, []).append(utterance)
     for name, theirs in sorted(of.items()):
         order, at, given = rng.permutation(len(theirs)), 0, 0
-        while at < len(order) and given < MOST:
-            wanted, parts = round(np.exp(rng.uniform(*np.log(SECONDS))) * rate), [np.zeros(0, samples.dtype)]
+        while at < len(order) and given < most:
+            wanted, parts = length(), [np.zeros(0, samples.dtype)]
             while at < len(order) and sum(len(part) for part in parts) < wanted:
                 u = theirs[order[at]]
                 parts.append(samples[u.start : u.start + u.num_samples])
                 at += 1
             wav = as_float(np.concatenate(parts)[:wanted])
-            if len(wav) >= SECONDS[0] * rate:
+            if len(wav) >= least:
                 given += 1
                 yield name, wav
 
