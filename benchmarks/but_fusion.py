@@ -28,8 +28,8 @@ from benchmarks.verification import RATE, middle
 from engine import audio
 from engine.errors import SpeechError
 from recipes.calibrate import embed, recordings_of_speakers, spoken
-from recipes.harness.data import Utterance, build_cache, is_validation
-from recipes.harness.recordings import UNLABELLED
+from recipes.harness.data import Utterance, build_cache, is_validation, labelled
+from recipes.harness.recordings import corpus_of
 from recipes.recipe import SpeakerRecipe
 from speaker import plda
 from speaker.backbones.xvector import XvectorConfig
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SpeechError("a fusion is of two networks or more")
         lists = [read_trials(path) for path in options.trials]
         samples, utterances = build_cache(options.data, options.cache, RATE)
-        known = [u for u in utterances if not u.speaker.endswith(UNLABELLED)]
+        known = labelled(utterances)
         train = [u for u in known if not is_validation(u.speaker, options.percent)]
         held_out = [u for u in known if is_validation(u.speaker, options.percent)]
         systems = [prepared(name, samples, train, options.top) for name in options.models]
@@ -133,7 +133,7 @@ def learned(systems: list[System], samples: np.ndarray, held_out: list[Utterance
         speakers.append(name)
         wavs.append(wav)
     first, second = np.triu_indices(len(speakers), 1)
-    kept = [speakers[a].split("/")[0] == speakers[b].split("/")[0] for a, b in zip(first, second, strict=True)]
+    kept = [corpus_of(speakers[a]) == corpus_of(speakers[b]) for a, b in zip(first, second, strict=True)]
     first, second = first[kept], second[kept]
     names = [str(number) for number in range(len(speakers))]
     labels = [speakers[a] == speakers[b] for a, b in zip(first, second, strict=True)]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from engine import audio
 from engine.errors import SpeechError
 from recipes.harness.data import is_validation
-from recipes.harness.recordings import UNLABELLED
+from recipes.harness.recordings import UNLABELLED, corpus_of
 from speaker.activity import FRAME_RATE, segments
 from speaker.rttm import Segment
 
@@ -64,7 +64,7 @@ def converse(
     """
     corpora: dict[str, list[str]] = {}
     for name in sorted(speakers):
-        corpora.setdefault(name.split("/")[0], []).append(name)
+        corpora.setdefault(corpus_of(name), []).append(name)
     large = [names for names in corpora.values() if len(names) >= num_speakers]
     if not large:
         raise SpeechError(f"no corpus has {num_speakers} speakers with enough speech")

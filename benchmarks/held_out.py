@@ -24,8 +24,8 @@ from benchmarks import report
 from engine.errors import ConfigError
 from recipes.calibrate import joined
 from recipes.harness.augment import Augment, AugmentConfig
-from recipes.harness.data import Utterance, build_cache, is_validation
-from recipes.harness.recordings import UNLABELLED
+from recipes.harness.data import Utterance, build_cache, is_validation, labelled
+from recipes.harness.recordings import corpus_of
 from recipes.recipe import SpeakerRecipe
 from speaker.intervals import eer_percent, least_cost, speaker_bootstrap
 from speaker.model import SpeakerEncoder
@@ -63,10 +63,7 @@ def measure(options: argparse.Namespace) -> str:
     if any(encoder.config.front_end.sample_rate != RATE for _, encoder in encoders):
         raise ConfigError(f"these figures are of encoders at {RATE} Hz")
     samples, utterances = build_cache(options.data, options.cache, RATE)
-    known = [u for u in utterances if not u.speaker.endswith(UNLABELLED)]
-    if unknown := sorted({*options.apart, *options.leave_out} - {corpus_of(u.speaker) for u in known}):
-        raise ConfigError(f"no speaker of {', '.join(unknown)}; there are "
-                          f"{', '.join(sorted({corpus_of(u.speaker) for u in known}))}")  # fmt: skip
+    known = labelled(utterances, (*options.apart, *options.leave_out))
     held_out = [
         u for u in known if is_validation(u.speaker, options.percent) and corpus_of(u.speaker) not in options.leave_out
     ]
@@ -88,11 +85,6 @@ def measure(options: argparse.Namespace) -> str:
                 print(*rows[-1], sep="\t", file=sys.stderr, flush=True)
     identities = ", ".join(encoder.identity for _, encoder in encoders)
     return f"{report.table(HEADING, rows)}\n\nEER % [95 %] / minDCF(0.01). {'; '.join(counts)}. {identities}."
-
-
-def corpus_of(name: str) -> str:
-    """Of a speaker corpus/speaker."""
-    return name.split("/")[0]
 
 
 def crops(samples: NDArray[np.int16], utterances: list[Utterance]) -> tuple[list[str], Wav]:

@@ -28,6 +28,7 @@ import speaker
 from benchmarks import report
 from engine import checkpoint
 from engine.errors import SpeechError
+from recipes.harness.recordings import corpus_of
 from speaker.embed import embed_files
 from speaker.evidence import cohort_of
 from speaker.gallery import Gallery
@@ -56,7 +57,7 @@ class Simulation:
         means = sums / counts[:, None]
         inner = (vectors - means[rows])[counts[rows] > 1]
         within = inner.T @ inner / (len(inner) - (counts > 1).sum())
-        corpora = np.array([name.split("/")[0] for name in names])
+        corpora = np.array([corpus_of(name) for name in names])
         kinds, sizes = np.unique(corpora, return_counts=True)
         kinds = kinds[sizes >= 20]
         parts = [means[corpora == kind] for kind in kinds]

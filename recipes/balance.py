@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import speaker
 from engine.errors import ConfigError
 from recipes.directions import evened
+from recipes.harness.recordings import corpus_of
 from speaker.adapt import mean_embeddings
 from speaker.diarize import PLDA
 from speaker.evidence import CALIBRATION, VERIFICATION
@@ -40,7 +41,7 @@ def improved(
     encoder: SpeakerEncoder, folder: Path, names: list[str], vectors: NDArray[np.float64], change: Change
 ) -> tuple[SpeakerEncoder, NDArray[np.float64]]:
     """Save the encoder with the change; return it and what `vectors` (n, D) of speakers `names` (n,) have become."""
-    counts = np.array([name.split("/")[0] not in change.without for name in names])
+    counts = np.array([corpus_of(name) not in change.without for name in names])
     if not counts.any():
         raise ConfigError("--balance-without leaves no speaker to take the mean of")
     counted = [name for name, counts_too in zip(names, counts, strict=True) if counts_too]

@@ -24,8 +24,8 @@ import speaker
 from engine.errors import ConfigError, SpeechError
 from recipes.balance import Change, improved, once_only
 from recipes.harness.augment import Augment, AugmentConfig
-from recipes.harness.data import Utterance, as_float, build_cache, is_validation
-from recipes.harness.recordings import UNLABELLED
+from recipes.harness.data import Utterance, as_float, build_cache, is_validation, labelled
+from recipes.harness.recordings import corpus_of
 from recipes.harness.workers import on_each
 from recipes.recipe import SpeakerRecipe
 from speaker.adapt import mean_embeddings
@@ -89,12 +89,9 @@ def run(options: argparse.Namespace) -> None:
         disturbed = AugmentConfig(noise_probability=NOISY, noise_paths=tuple(options.noise), noise_snr=SNR)
         chain = Augment(disturbed, rate)
     samples, utterances = build_cache(options.data, options.cache, rate)
-    known = [u for u in utterances if not u.speaker.endswith(UNLABELLED)]
-    corpora = {u.speaker.split("/")[0] for u in known}
-    if unknown := sorted({*options.leave_out, *options.balance_without} - corpora):
-        raise ConfigError(f"no speaker of {', '.join(unknown)} to leave out; there are {', '.join(sorted(corpora))}")
+    known = labelled(utterances, (*options.leave_out, *options.balance_without))
     held_out = [u for u in known if is_validation(u.speaker, options.percent)]
-    held_out = [u for u in held_out if u.speaker.split("/")[0] not in options.leave_out]
+    held_out = [u for u in held_out if corpus_of(u.speaker) not in options.leave_out]
     if len({u.speaker for u in held_out}) < 2:
         raise ConfigError(FEW)
     train = [u for u in known if not is_validation(u.speaker, options.percent)]
@@ -132,7 +129,7 @@ def calibrate(
     first, second = np.triu_indices(len(speakers), 1)
     rows = np.unique(speakers, return_inverse=True)[1]
     # Other corpora are other rooms and languages: telling those apart is not telling speakers apart.
-    corpora = np.unique([owner.split("/")[0] for owner in speakers], return_inverse=True)[1]
+    corpora = np.unique([corpus_of(owner) for owner in speakers], return_inverse=True)[1]
     kept = (corpora[first] == corpora[second]) & (np.minimum(*np.array(seconds)[[first, second]]) >= 0.3)
     first, second = first[kept], second[kept]
     directions = unit(np.array(vectors, dtype=np.float64))

@@ -19,8 +19,7 @@ import torch
 
 import speaker
 from engine.errors import ConfigError, SpeechError
-from recipes.harness.data import Utterance, as_float, build_cache, is_validation
-from recipes.harness.recordings import UNLABELLED
+from recipes.harness.data import Utterance, as_float, build_cache, is_validation, labelled
 from recipes.recipe import SpeakerRecipe
 from speaker import plda
 from speaker.diarize import PLDA
@@ -47,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         encoder = speaker.load(options.model)
         samples, utterances = build_cache(options.data, options.cache, encoder.config.front_end.sample_rate)
-        train = [u for u in utterances
-                 if not u.speaker.endswith(UNLABELLED) and not is_validation(u.speaker, options.percent)]  # fmt: skip
+        train = [u for u in labelled(utterances) if not is_validation(u.speaker, options.percent)]
         vectors, rows = windows_of(encoder, samples, train)
         trained = plda.train(vectors, rows, min(options.dim, len(np.unique(rows)) - 1))
         replace(trained, model=encoder.identity).save(options.model / PLDA)

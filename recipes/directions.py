@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ConfigError
+from recipes.harness.recordings import corpus_of
 from speaker.adapt import mean_embeddings
 from speaker.scoring import unit
 
@@ -43,7 +44,7 @@ def corpus_directions(names: list[str], vectors: Matrix, count: int) -> Matrix:
     are not enough corpora of 20 speakers.
     """
     speakers, means = mean_embeddings(names, vectors)
-    corpora, rows, sizes = np.unique([s.split("/")[0] for s in speakers], return_inverse=True, return_counts=True)
+    corpora, rows, sizes = np.unique([corpus_of(s) for s in speakers], return_inverse=True, return_counts=True)
     large = np.flatnonzero(sizes >= LEAST_SPEAKERS)
     centres = np.array([means[rows == row].mean(0) for row in large]).reshape(len(large), vectors.shape[1])
     found: Matrix = np.linalg.svd(centres - centres.mean(0))[2] if len(large) else centres

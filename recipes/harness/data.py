@@ -29,7 +29,7 @@ from engine import audio
 from engine.errors import ConfigError, SpeechError
 from engine.files import replacing
 from recipes.harness.manifests import read
-from recipes.harness.recordings import Recording, whole_file
+from recipes.harness.recordings import UNLABELLED, Recording, corpus_of, whole_file
 from recipes.harness.workers import in_order
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,15 @@ class Cache:
 def is_validation(speaker: str, percent: float) -> bool:
     """Decide by a hash of the name whether a speaker is held out: stable across machines, runs and manifests."""
     return int(hashlib.sha256(speaker.encode()).hexdigest()[:8], 16) / 2**32 * 100 < percent
+
+
+def labelled(utterances: Iterable[Utterance], corpora: Iterable[str] = ()) -> list[Utterance]:
+    """The utterances whose speaker is known; ConfigError unless some are of each of the `corpora`."""
+    known = [u for u in utterances if not u.speaker.endswith(UNLABELLED)]
+    there = {corpus_of(u.speaker) for u in known}
+    if unknown := sorted({*corpora} - there):
+        raise ConfigError(f"no speaker of {', '.join(unknown)}; there are {', '.join(sorted(there))}")
+    return known
 
 
 def data_digest(utterances: Iterable[Utterance]) -> str:

@@ -16,6 +16,11 @@ UNLABELLED = "/unlabelled"  # a "speaker" whose name ends so is anybody: each of
 OVERSHOOT = 0.5  # seconds that a segment may end after its file, as in Kaldi's extract-segments
 
 
+def corpus_of(speaker: str) -> str:
+    """The corpus of a speaker, who is called corpus/speaker."""
+    return speaker.split("/")[0]
+
+
 @dataclass(frozen=True)
 class Part:
     """A sound file, or the seconds from `start` to `end` of it; of one channel, or the mean of all."""

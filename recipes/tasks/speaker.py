@@ -21,7 +21,7 @@ from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.collapse import LABELS, collapse
 from recipes.harness.data import SpeechCrops, Utterance
 from recipes.harness.optim import cyclic, make_optimizer, warmup_cosine, warmup_stable_decay
-from recipes.harness.recordings import UNLABELLED
+from recipes.harness.recordings import UNLABELLED, corpus_of
 from recipes.harness.speakers import SpeakerCrop, SpeakerCrops, blurred, centred, evened_targets
 from recipes.harness.task import Task
 from recipes.recipe import SpeakerRecipe
@@ -126,7 +126,7 @@ class SpeakerTask(Task):
             )
         if targets and crops.dim != dim:
             self.to_teacher = nn.Linear(dim, crops.dim, bias=False)
-        names = [speaker.split("/")[0] for speaker in valid.speakers]
+        names = [corpus_of(speaker) for speaker in valid.speakers]
         self.corpora = np.unique(names, return_inverse=True)[1]
         return valid
 

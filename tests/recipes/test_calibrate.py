@@ -91,7 +91,7 @@ def test_balanced_once_without_the_directions_of_the_corpora(encoder, data, caps
         (["--centre", "--balance-without", "corpus0"], "go with --balance"),
         (["--balance", "0.5", "--nuisance", "3"], "--nuisance 3 needs 4 corpora of 20 speakers or more; these "
          "manifests have enough for"),
-        (["--balance", "0.5", "--leave-out", "corpse1"], "no speaker of corpse1 to leave out; there are corpus0, "),
+        (["--balance", "0.5", "--leave-out", "corpse1"], "no speaker of corpse1; there are corpus0, "),
         (["--balance", "0.5", "--noise", "nowhere.wav"], "nowhere.wav"),
         (["--balance", "0.5", "--percent", "0.001"], "no two held-out speakers"),
     ],
