@@ -198,7 +198,9 @@ def _export_speaker(
     losses = ["margin softmax"] if recipe.classify_weight > 0 else []
     teacher = "No teacher."
     if recipe.teacher:
-        losses += ["cosine to the teacher's embedding", "difference to its cosines within a batch"]
+        losses += ["cosine to the teacher's embedding"]
+        losses += ["telling that from its embeddings of other recordings"] if recipe.contrast_weight > 0 else []
+        losses += ["difference to its cosines within a batch"]
         name = load_targets(recipe.teacher).teacher
         teacher = TEACHERS.get(name, f"Teacher: {name}.")
         if recipe.target_nuisance or recipe.target_balance:

@@ -141,8 +141,9 @@ class AdversarialRecipe(CodecRecipe):
 class SpeakerRecipe(Recipe):
     """Training of a speaker encoder, against labels where there are any, and against a teacher where it has been heard.
 
-    The loss is the sum of four, each with its weight: margin softmax (`classify`), cosine to the teacher's embedding
-    (`imitate`), difference to the teacher's cosines within the batch (`relate`), all of them for `nested` too.
+    The loss is the sum of five, each with its weight: margin softmax (`classify`), cosine to the teacher's embedding
+    (`imitate`), telling that from what the teacher makes of others (`contrast`), difference to its cosines within the
+    batch (`relate`). The first and the last are for `nested` too.
     """
 
     front_end: FrontEndConfig = field(default_factory=kaldi_fbank)
@@ -162,6 +163,7 @@ class SpeakerRecipe(Recipe):
     own_share: float = 0.5  # of a recording's own embedding in its target; the rest is the mean of its speaker
     unlabelled_share: float = 0.2  # of the crops, where some speakers are unknown
     imitate_weight: float = 1.0
+    contrast_weight: float = 0.0
     relate_weight: float = 1.0
     classify_weight: float = 0.1
     margin: float = 0.2

@@ -91,6 +91,20 @@ def imitation_loss(embeddings: Tensor, targets: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(embeddings.float(), targets)).mean()
 
 
+def contrast_loss(embeddings: Tensor, targets: Tensor, others: Tensor, *, scale: float, alike: float) -> Tensor:
+    """(B, D), (B, D), (K, D), all but the first of unit length -> cross entropy of telling each target from the others.
+
+    By cosine times `scale` (van den Oord et al. 2018, the keys being a teacher's). The error that is left in an
+    embedding is pushed to where it takes it to nobody else's; `others` may be more than a batch has. Those whose cosine
+    with the target is above `alike` may be the same voice and are left out.
+    """
+    own = F.normalize(embeddings.float())
+    right = (own * targets).sum(1, keepdim=True)
+    wrong = (own @ others.mT).masked_fill(targets @ others.mT > alike, -torch.inf)
+    first = torch.zeros(len(own), dtype=torch.long, device=own.device)
+    return F.cross_entropy(scale * torch.cat([right, wrong], 1), first)
+
+
 def relation_loss(embeddings: Tensor, targets: Tensor) -> Tensor:
     """(B, D), (B, E) -> mean squared difference of all cosines between two of a batch (Park et al. 2019).
 

@@ -26,7 +26,7 @@ from recipes.harness.speakers import SpeakerCrop, SpeakerCrops, blurred, centred
 from recipes.harness.task import Task
 from recipes.recipe import SpeakerRecipe
 from recipes.teach import load_targets
-from speaker.heads import MarginClassifier, imitation_loss, relation_loss
+from speaker.heads import MarginClassifier, contrast_loss, imitation_loss, relation_loss
 from speaker.last_layer import transform
 from speaker.metrics import eer, min_dcf
 from speaker.model import SpeakerEncoder
@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 CUTS = (1, 2, 4)  # seconds of the validation crops
 FACING = 3_000  # crops
 BATCH = 64
+OTHERS = 4_096  # of the teacher's embeddings, that a step's are told from
+CONTRAST_SCALE = 20.0
+ALIKE = 0.6  # cosine of two of the teacher's embeddings above which they may be of one voice
 HEARD = 0.75  # of the hours given, that a teacher should have heard; recipes.teach leaves out some of long speakers
 LENGTH_SECONDS = 0.2  # between the lengths of crops
 
@@ -45,7 +48,8 @@ class SpeakerTask(Task):
     recipe: SpeakerRecipe
     labels: ClassVar[dict[str, str]] = Task.labels | {
         "classify": "margin softmax", "imitate": "1 - cosine to the teacher", "relate": "difference to its cosines",
-        "eer": "equal error rate, %", "mindcf": "minDCF(0.01)", "taught": "cosine to the teacher", **LABELS,
+        "contrast": "telling its embedding from others", "eer": "equal error rate, %", "mindcf": "minDCF(0.01)",
+        "taught": "cosine to the teacher", **LABELS,
     }  # fmt: skip
     number_label: ClassVar[str] = "seconds"
 
@@ -159,6 +163,13 @@ class SpeakerTask(Task):
         at = int(np.random.default_rng((self.recipe.seed, 3, step)).integers(steps + 1))
         return low + round(at * (high - low) / steps)
 
+    def others(self, step: int) -> Tensor:
+        """(K, D): targets drawn from all of training, by seed and step alone."""
+        assert isinstance(self.crops, SpeakerCrops) and self.crops.targets is not None
+        targets = self.crops.targets.reshape(-1, self.crops.dim)
+        rows = np.random.default_rng((self.recipe.seed, 4, step)).integers(len(targets), size=OTHERS)
+        return torch.from_numpy(targets[rows])
+
     def training_step(self, batch: SpeakerCrop, batch_idx: int) -> Tensor:
         recipe, step = self.recipe, self.batches_done
         embeddings = self.embed(batch.wav[:, : self.samples_at(step)])
@@ -173,7 +184,11 @@ class SpeakerTask(Task):
                 ]
                 parts["classify"] = torch.stack(losses).mean()
             if recipe.teacher:
-                parts["imitate"] = imitation_loss(self.to_teacher(embeddings), batch.target)
+                taught = self.to_teacher(embeddings)
+                parts["imitate"] = imitation_loss(taught, batch.target)
+                if recipe.contrast_weight > 0:
+                    others = self.others(step).to(taught.device)
+                    parts["contrast"] = contrast_loss(taught, batch.target, others, scale=CONTRAST_SCALE, alike=ALIKE)
                 parts["relate"] = torch.stack([relation_loss(embeddings[:, :n], batch.target) for n in sizes]).mean()
         total = sum((getattr(recipe, f"{name}_weight") * value for name, value in parts.items()), torch.zeros(()))
         self.log_dict({f"train/{name}": value.detach() for name, value in {"total": total, **parts}.items()})

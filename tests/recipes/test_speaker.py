@@ -67,10 +67,10 @@ def arguments(manifest, out, *extra):
 
 
 def test_training_tells_voices_apart_and_the_export_embeds_them(manifest, targets, tmp_path, capsys):
-    settings = ["--set", f"teacher={targets}", "--set", "unlabelled_share=0.1"]
+    settings = ["--set", f"teacher={targets}", "--set", "unlabelled_share=0.1", "--set", "contrast_weight=0.1"]
     assert train.main(arguments(manifest, tmp_path / "run", *settings)) == 0
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
-    assert float(rows[-1]["train/classify"]) < float(rows[0]["train/classify"])
+    assert all(float(rows[-1][f"train/{name}"]) < float(rows[0][f"train/{name}"]) for name in ("classify", "contrast"))
     assert {
         f"valid/{name}" for name in ("eer2", "mindcf2", "taught2", "collapse", "norms", "angles", "astray")
     } <= rows[-1].keys()
@@ -93,6 +93,7 @@ def test_training_tells_voices_apart_and_the_export_embeds_them(manifest, target
     card = (tmp_path / "half" / "README.md").read_text()
     assert f"Begun from the weights of `{encoder.identity}`; 50% of these are still those" in card
     assert "next lower and higher speed were added, times 0.5." in card
+    assert "telling that from its embeddings of other recordings, difference" in card
     # Other embeddings under the name of the teacher's are another space to learn.
     other = tmp_path / "other.npz"
     with np.load(targets) as held:

@@ -1,5 +1,6 @@
 """Classifiers with a margin against the formulas written out, and what imitation rewards."""
 
+import functools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.errors import ConfigError
-from speaker.heads import MarginClassifier, equiangular, imitation_loss, relation_loss
+from speaker.heads import MarginClassifier, contrast_loss, equiangular, imitation_loss, relation_loss
 
 
 def test_the_margin_is_added_to_the_angle_of_the_right_class_alone():
@@ -69,6 +70,21 @@ def test_imitation_wants_the_direction_and_relation_the_angles_between():
     assert relation_loss(turned * 5, targets) == pytest.approx(0, abs=1e-6)
     assert relation_loss(torch.randn(6, 8), targets) > 0.01
     assert relation_loss(targets[:1], targets[:1]) == 0
+
+
+def test_contrast_counts_the_others_that_are_near_and_leaves_out_those_that_are_alike():
+    torch.manual_seed(3)
+    targets, others = F.normalize(torch.randn(4, 8)), F.normalize(torch.randn(30, 8))
+    loss = functools.partial(contrast_loss, scale=20.0, alike=1.1)
+    logits = 20 * torch.cat([torch.ones(4, 1), targets @ others.T], 1)
+    wanted = -logits.log_softmax(1)[:, 0].mean()
+    assert loss(7 * targets, targets, others) == pytest.approx(float(wanted), abs=1e-5)
+    assert loss(targets, targets, others) < loss(torch.randn(4, 8), targets, others)
+    # Equally far from its target, an embedding is worse off towards another voice than away from it.
+    target, other = torch.eye(8)[:1], torch.eye(8)[1:2]
+    assert loss(target + other, target, other) > loss(target - other, target, other)
+    both = torch.cat([other, F.normalize(target + 0.1 * other)])
+    assert contrast_loss(target, target, both, scale=20.0, alike=0.9) == loss(target, target, other)
 
 
 @pytest.mark.parametrize(
