@@ -60,15 +60,25 @@ def load_recipe(out: Path, kind: type[R]) -> R:
 
 
 def save_recipe(out: Path, recipe: Recipe, step: int = 0) -> None:
-    """Write recipe.json; what differs from the recipe there joins the history as changed at `step`."""
+    """Write recipe.json; what differs from the recipe there joins the history as changed at `step`.
+
+    A field that the recipe there does not know had its default.
+    """
     path, history = out / "recipe.json", []
-    values = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    values = _plain(recipe)
     if path.exists():
         before = read_json(path)
         history = before.pop("history", [])
-        changed = {k: [before[k], values[k]] for k in values if k in before and before[k] != values[k]}
+        before = {**_plain(type(recipe)(name="")), **before}
+        changed = {k: [before[k], values[k]] for k in values if before[k] != values[k]}
         history += [{"step": step, "changed": changed}] if changed else []
     write_json(path, {**values, **({"history": history} if history else {})})
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """Its fields, as JSON gives them back."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    return values
 
 
 def starts(out: Path) -> list[dict[str, Any]]:

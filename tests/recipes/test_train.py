@@ -137,10 +137,15 @@ def test_the_clock_stops_after_a_validation(manifest, tmp_path):
 def test_settings_change_on_resume_and_are_kept_in_mind(manifest, whole, tmp_path, capsys):
     out = tmp_path / "prolonged"
     shutil.copytree(whole, out)
-    assert resume(manifest, out, "--set", "max_steps=7", "--set", "learning_rate=0.5") == 0
+    saved = json.loads((out / "recipe.json").read_text())
+    del saved["skip_bad_batches"]  # as if the run were older than this field
+    (out / "recipe.json").write_text(json.dumps(saved))
+    changes = ["--set", "max_steps=7", "--set", "learning_rate=0.5", "--set", "skip_bad_batches=1"]
+    assert resume(manifest, out, *changes) == 0
     saved = json.loads((out / "recipe.json").read_text())
     assert (saved["max_steps"], saved["learning_rate"], saved["model"]["codebook_size"]) == (7, 0.5, 16)
-    assert saved["history"] == [{"step": 6, "changed": {"max_steps": [6, 7], "learning_rate": [1e-3, 0.5]}}]
+    changed = {"max_steps": [6, 7], "learning_rate": [1e-3, 0.5], "skip_bad_batches": [0, 1]}
+    assert saved["history"] == [{"step": 6, "changed": changed}]
     group = weights(out)["optimizer_states"][0]["param_groups"][0]
     assert group["initial_lr"] == 0.5
     moved = weights(out)["current_model_state"]["model.embed.weight"]
