@@ -29,7 +29,7 @@ from engine import audio
 from engine.errors import SpeechError
 from recipes.calibrate import embed, recordings_of_speakers, spoken
 from recipes.harness.data import Utterance, build_cache, is_validation, labelled
-from recipes.harness.recordings import corpus_of
+from recipes.harness.pairs import pairs_within
 from recipes.recipe import SpeakerRecipe
 from speaker import plda
 from speaker.backbones.xvector import XvectorConfig
@@ -132,14 +132,11 @@ def learned(systems: list[System], samples: np.ndarray, held_out: list[Utterance
     for name, wav in spoken(samples, held_out, RATE, np.random.default_rng(0)):
         speakers.append(name)
         wavs.append(wav)
-    first, second = np.triu_indices(len(speakers), 1)
-    kept = [corpus_of(speakers[a]) == corpus_of(speakers[b]) for a, b in zip(first, second, strict=True)]
-    first, second = first[kept], second[kept]
+    first, second, labels = pairs_within(speakers)
     names = [str(number) for number in range(len(speakers))]
-    labels = [speakers[a] == speakers[b] for a, b in zip(first, second, strict=True)]
-    trials = Trials([names[i] for i in first], [names[i] for i in second], labels)
+    trials = Trials([names[i] for i in first], [names[i] for i in second], labels.tolist())
     scores = [s.scores(trials, names, np.array([embed(s.encoder, wav) for wav in wavs])) for s in systems]
-    found = fit([s.name for s in systems], np.stack(scores, axis=1), np.array(labels))
+    found = fit([s.name for s in systems], np.stack(scores, axis=1), labels)
     print(f"fusion: {found.weights}, of {found.trials:,} trials, {found.targets:,} of one speaker", file=sys.stderr)
     return np.array([*found.weights, found.offset])
 

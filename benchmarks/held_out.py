@@ -25,6 +25,7 @@ from engine.errors import ConfigError
 from recipes.calibrate import joined
 from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import Utterance, build_cache, is_validation, labelled
+from recipes.harness.pairs import pairs_within
 from recipes.harness.recordings import corpus_of
 from recipes.recipe import SpeakerRecipe
 from speaker.intervals import eer_percent, least_cost, speaker_bootstrap
@@ -112,16 +113,12 @@ def errors(vectors: Floats, owners: Sequence[str]) -> str:
     """Of all pairs within one corpus: EER with its interval, and minDCF."""
     directions = unit(vectors)
     centred = unit(directions - directions.mean(0))
-    names, corpora = np.array(owners), np.array([corpus_of(name) for name in owners])
-    first, second = np.triu_indices(len(names), 1)
-    within = corpora[first] == corpora[second]
-    first, second = first[within], second[within]
-    same = names[first] == names[second]
+    first, second, same = pairs_within(owners)
     if not same.any() or same.all():
         raise ConfigError("pairs of one speaker and of two speakers of a corpus are needed; give more recordings")
     cosines = (centred @ centred.T)[first, second]
-    rate, cost = speaker_bootstrap(cosines, same, names[first].tolist(), names[second].tolist(),
-                                   [eer_percent, least_cost()], num=200)  # fmt: skip
+    sides = [owners[i] for i in first], [owners[i] for i in second]
+    rate, cost = speaker_bootstrap(cosines, same, *sides, [eer_percent, least_cost()], num=200)
     return f"{rate.value:.1f} [{rate.low:.1f}, {rate.high:.1f}] / {cost.value:.2f}"
 
 

@@ -25,6 +25,7 @@ from engine.errors import ConfigError, SpeechError
 from recipes.balance import Change, improved, once_only
 from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import Utterance, as_float, build_cache, is_validation, labelled
+from recipes.harness.pairs import pairs_within
 from recipes.harness.recordings import corpus_of
 from recipes.harness.workers import on_each
 from recipes.recipe import SpeakerRecipe
@@ -126,16 +127,13 @@ def calibrate(
         seconds.append(assess(wav, rate).seconds)
     if len(set(speakers)) < 2:
         raise ConfigError(FEW)
-    first, second = np.triu_indices(len(speakers), 1)
-    rows = np.unique(speakers, return_inverse=True)[1]
-    # Other corpora are other rooms and languages: telling those apart is not telling speakers apart.
-    corpora = np.unique([corpus_of(owner) for owner in speakers], return_inverse=True)[1]
-    kept = (corpora[first] == corpora[second]) & (np.minimum(*np.array(seconds)[[first, second]]) >= 0.3)
-    first, second = first[kept], second[kept]
+    first, second, labels = pairs_within(speakers)
+    kept = np.minimum(*np.array(seconds)[[first, second]]) >= 0.3
+    first, second, labels = first[kept], second[kept], labels[kept]
     directions = unit(np.array(vectors, dtype=np.float64))
     scores = np.einsum("nd,nd->n", directions[first], directions[second])[:, None]
     sides = np.array(seconds)[np.stack([first, second], 1)]
-    quality, labels = {"seconds": sides}, rows[first] == rows[second]
+    quality = {"seconds": sides}
     found = fit([f"{name}:cosine"], scores, labels, quality, ("seconds",), prior)
     found.save(folder / CALIBRATION)
     if cohort is not None:
@@ -144,9 +142,8 @@ def calibrate(
         fit([system_of(name)], scores, labels, quality, ("seconds", "cohort"), prior).save(folder / VERIFICATION)
     else:
         (folder / VERIFICATION).unlink(missing_ok=True)
-    return (
-        f"{folder / CALIBRATION}: {found.trials:,} trials, {found.targets:,} of one speaker, {rows.max() + 1} speakers"
-    )
+    num_speakers = len(set(speakers))
+    return f"{folder / CALIBRATION}: {found.trials:,} trials, {found.targets:,} of one speaker, {num_speakers} speakers"
 
 
 def spoken(

@@ -21,7 +21,8 @@ from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.collapse import LABELS, collapse
 from recipes.harness.data import SpeechCrops, Utterance
 from recipes.harness.optim import cyclic, make_optimizer, warmup_cosine, warmup_stable_decay
-from recipes.harness.recordings import UNLABELLED, corpus_of
+from recipes.harness.pairs import pairs_within
+from recipes.harness.recordings import UNLABELLED
 from recipes.harness.speakers import SpeakerCrop, SpeakerCrops, blurred, centred, evened_targets
 from recipes.harness.task import Task
 from recipes.recipe import SpeakerRecipe
@@ -63,7 +64,7 @@ class SpeakerTask(Task):
         self.model = SpeakerEncoder(recipe.model)
         self.classifiers = nn.ModuleList()
         self.to_teacher: nn.Module = nn.Identity()
-        self.corpora = np.zeros(0, np.int64)  # of the validation speakers
+        self.held_out: list[str] = []  # the validation speakers, by label
         self.begun = False  # from trained weights
 
     @property
@@ -130,8 +131,7 @@ class SpeakerTask(Task):
             )
         if targets and crops.dim != dim:
             self.to_teacher = nn.Linear(dim, crops.dim, bias=False)
-        names = [corpus_of(speaker) for speaker in valid.speakers]
-        self.corpora = np.unique(names, return_inverse=True)[1]
+        self.held_out = list(valid.speakers)
         return valid
 
     def keep_beginning(self, folder: Path) -> None:
@@ -203,16 +203,13 @@ class SpeakerTask(Task):
         values: dict[str, float] = {}
         known = (batch.label >= 0).cpu().numpy()
         label = batch.label.cpu().numpy()[known]
-        first, second = np.triu_indices(len(label), 1)
-        corpus = self.corpora[label]
-        paired = corpus[first] == corpus[second]
-        same = (label[first] == label[second])[paired]
+        first, second, same = pairs_within([self.held_out[i] for i in label])
         with torch.autocast(batch.wav.device.type, enabled=False):
             for seconds in CUTS:
                 wav = batch.wav[:, : seconds * self.recipe.sample_rate]
                 embeddings = torch.cat([self.embed(part) for part in wav.split(BATCH)])
                 unit = F.normalize(embeddings[batch.label >= 0]).cpu().numpy()
-                cosines = np.einsum("nd,nd->n", unit[first[paired]], unit[second[paired]])
+                cosines = np.einsum("nd,nd->n", unit[first], unit[second])
                 if same.any() and not same.all():
                     values[f"eer{seconds}"] = 100 * eer(cosines[same], cosines[~same])[0]
                     values[f"mindcf{seconds}"] = min_dcf(cosines[same], cosines[~same])[0]
