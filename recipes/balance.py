@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 import speaker
 from engine.errors import ConfigError
-from recipes.directions import evened
+from recipes.directions import check_corpora, evened
 from recipes.harness.recordings import corpus_of
 from speaker.adapt import mean_embeddings
 from speaker.diarize import PLDA
@@ -37,13 +38,21 @@ class Change:
             raise ConfigError("--nuisance and --balance-without go with --balance; --balance 0 narrows nothing")
 
 
+def check(encoder: SpeakerEncoder, names: list[str], change: Change) -> None:
+    """ConfigError if `improved` could not make the change with speakers `names` (n,)."""
+    if all(corpus_of(name) in change.without for name in names):
+        raise ConfigError("--balance-without leaves no speaker to take the mean of")
+    check_corpora(names, change.nuisance)
+    dim = encoder.embedding_dim
+    transform(copy.deepcopy(encoder), np.eye(dim), np.zeros(dim))
+
+
 def improved(
     encoder: SpeakerEncoder, folder: Path, names: list[str], vectors: NDArray[np.float64], change: Change
 ) -> tuple[SpeakerEncoder, NDArray[np.float64]]:
     """Save the encoder with the change; return it and what `vectors` (n, D) of speakers `names` (n,) have become."""
+    check(encoder, names, change)
     counts = np.array([corpus_of(name) not in change.without for name in names])
-    if not counts.any():
-        raise ConfigError("--balance-without leaves no speaker to take the mean of")
     counted = [name for name, counts_too in zip(names, counts, strict=True) if counts_too]
     mean = mean_embeddings(counted, vectors[counts])[1].mean(0)
     matrix = np.eye(len(mean))

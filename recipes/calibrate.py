@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 import speaker
 from engine.errors import ConfigError, SpeechError
-from recipes.balance import Change, improved, once_only
+from recipes.balance import Change, check, improved, once_only
 from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.data import Utterance, as_float, build_cache, is_validation, labelled
 from recipes.harness.pairs import pairs_within
@@ -41,7 +41,9 @@ SNR = (0.0, 30.0)
 NOISY = 0.75  # of the recordings
 MOST = 30  # recordings of a speaker
 COHORT_SECONDS = 20.0  # of a training speaker
-FEW = "no two held-out speakers have recordings long enough; raise --percent as in training, or give more speakers"
+DRAW = 0  # seed of the recordings that the calibration is learned on
+FEW = ("no two held-out speakers of one corpus have recordings long enough, or none has two; raise --percent as in "
+       "training, or give more speakers")  # fmt: skip
 Wav = NDArray[np.float32]
 
 
@@ -79,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Do what the options say. All that can be wrong with them is found before hours of embedding, or any writing."""
+    if not 0 < options.prior < 1:
+        raise ConfigError(f"the prior of a target lies between 0 and 1, got {options.prior:g}")
     change = None
     if options.centre or options.balance is not None or options.nuisance or options.balance_without:
         change = Change(options.balance, options.nuisance, tuple(options.balance_without))
@@ -93,16 +97,24 @@ def run(options: argparse.Namespace) -> None:
     known = labelled(utterances, (*options.leave_out, *options.balance_without))
     held_out = [u for u in known if is_validation(u.speaker, options.percent)]
     held_out = [u for u in held_out if corpus_of(u.speaker) not in options.leave_out]
-    if len({u.speaker for u in held_out}) < 2:
-        raise ConfigError(FEW)
     train = [u for u in known if not is_validation(u.speaker, options.percent)]
-    names, vectors = recordings_of_speakers(encoder, samples, train, options.workers)
-    if not names:
+    if not (speakers := [u.speaker for u in long_enough(train, rate)]):
         raise ConfigError("no training speaker has a recording of a second or more; give longer recordings")
+    if change is not None:
+        check(encoder, speakers, change)
+    check_trials(samples, held_out, rate)
+    names, vectors = recordings_of_speakers(encoder, samples, train, options.workers)
     if change is not None:
         encoder, vectors = improved(encoder, options.model, names, vectors, change)
     print(write_cohort(encoder, options.model, names, vectors))
     print(calibrate(encoder, options.model, samples, held_out, chain, options.prior, options.near))
+
+
+def check_trials(samples: np.ndarray, utterances: list[Utterance], rate: int) -> None:
+    """ConfigError unless recordings of `utterances` give `calibrate` pairs of one speaker and of two."""
+    same = pairs_within([owner for owner, _ in spoken(samples, utterances, rate, np.random.default_rng(DRAW))])[2]
+    if not same.any() or same.all():
+        raise ConfigError(FEW)
 
 
 def calibrate(
@@ -118,15 +130,13 @@ def calibrate(
     cohort = cohort_of(folder, name) if near else None
     if near and cohort is None:
         raise ConfigError(f"{folder / COHORT} holds no cohort of these weights; `python -m recipes.calibrate` makes it")
-    rng, rate = np.random.default_rng(0), encoder.config.front_end.sample_rate
+    rng, rate = np.random.default_rng((DRAW, 1)), encoder.config.front_end.sample_rate
     speakers, vectors, seconds = [], [], []
-    for owner, wav in spoken(samples, utterances, rate, rng):
+    for owner, wav in spoken(samples, utterances, rate, np.random.default_rng(DRAW)):
         wav = chain(wav, rng) if chain else wav
         speakers.append(owner)
         vectors.append(embed(encoder, wav))
         seconds.append(assess(wav, rate).seconds)
-    if len(set(speakers)) < 2:
-        raise ConfigError(FEW)
     first, second, labels = pairs_within(speakers)
     kept = np.minimum(*np.array(seconds)[[first, second]]) >= 0.3
     first, second, labels = first[kept], second[kept], labels[kept]
@@ -193,6 +203,11 @@ def write_cohort(encoder: SpeakerEncoder, folder: Path, names: list[str], vector
     return f"{folder / COHORT}: {len(speakers)} speakers"
 
 
+def long_enough(utterances: list[Utterance], rate: int) -> list[Utterance]:
+    """Those of a second or more."""
+    return [u for u in utterances if u.num_samples >= rate]
+
+
 def recordings_of_speakers(
     encoder: SpeakerEncoder, samples: np.ndarray, utterances: list[Utterance], workers: int = 1
 ) -> tuple[list[str], NDArray[np.float64]]:
@@ -200,10 +215,9 @@ def recordings_of_speakers(
     rate = encoder.config.front_end.sample_rate
     left: dict[str, float] = {}
     picked = []
-    for u in utterances:
-        seconds = u.num_samples / rate
-        if seconds >= 1 and left.get(u.speaker, COHORT_SECONDS) > 0:
-            left[u.speaker] = left.get(u.speaker, COHORT_SECONDS) - seconds
+    for u in long_enough(utterances, rate):
+        if left.get(u.speaker, COHORT_SECONDS) > 0:
+            left[u.speaker] = left.get(u.speaker, COHORT_SECONDS) - u.num_samples / rate
             picked.append(u)
     wavs = (samples[u.start : u.start + u.num_samples] for u in picked)
     return [u.speaker for u in picked], np.array(list(embedded(encoder, wavs, workers)), dtype=np.float64)

@@ -60,13 +60,20 @@ def evened(
     Nuisance attribute projection (Solomonoff et al. 2005), the nuisance being the corpus. The spread of the directions
     is that of the embeddings `spread_by` (n,), or of all. ConfigError, which names the `option`, for too few corpora.
     """
+    check_corpora(names, nuisance, option)
     taken = corpus_directions(names, vectors, nuisance)
-    if len(taken) < nuisance:
-        raise ConfigError(f"{option} {nuisance} needs {nuisance + 1} corpora of {LEAST_SPEAKERS} speakers or more; "
-                          f"these manifests have enough for {len(taken)}")  # fmt: skip
     project = np.eye(vectors.shape[1]) - (1 - NUISANCE) * taken.T @ taken
     chosen = vectors if spread_by is None else vectors[spread_by]
     return balanced(chosen @ project.T, exponent) @ project
+
+
+def check_corpora(names: list[str], nuisance: int, option: str = "--nuisance") -> None:
+    """ConfigError, which names the `option`, if speakers `names` are of too few corpora for `nuisance` directions."""
+    sizes = np.unique([corpus_of(name) for name in set(names)], return_counts=True)[1]
+    enough = max(0, int((sizes >= LEAST_SPEAKERS).sum()) - 1)
+    if enough < nuisance:
+        raise ConfigError(f"{option} {nuisance} needs {nuisance + 1} corpora of {LEAST_SPEAKERS} speakers or more; "
+                          f"these manifests have enough for {enough}")  # fmt: skip
 
 
 def facing(vectors: Matrix, targets: Matrix) -> tuple[Matrix, Matrix]:

@@ -33,7 +33,7 @@ from speaker.model import SpeakerEncoder
 CODEC_CARD = """# {name}
 
 {what} (`{kind}`, {parameters:.2f} M parameters): {rate_khz:g} kHz speech to {lowest:g} ... {highest:g} kbit/s
-in {levels} levels, {delay}. Weights: MIT.
+in {levels} levels, {delay}.
 
 ## Training
 - Recipe `{recipe}`, {steps} steps of {batch} crops of {crop:.2f} s: {hours:.1f} hours of audio seen, drawn from
@@ -50,8 +50,8 @@ Not measured yet: `make quality`.
 <!-- /quality -->
 
 ## Known weaknesses
-Trained for hours, not weeks, on little speech, much of it read English, some German and Arabic single words: other
-languages, noise, music and several talkers at once are outside of what it has seen. What that costs:
+Languages, noise, music and several talkers at once that the data above have not are outside of what it has seen. What
+that costs:
 
 <!-- weaknesses -->
 Not measured yet: `python -m benchmarks.weaknesses`.
@@ -61,8 +61,8 @@ Not measured yet: `python -m benchmarks.weaknesses`.
 
 SPEAKER_CARD = """# {name}
 
-Speaker encoder: {kind}, {parameters:.2f} M parameters, {dim} dimensions. 16 kHz speech in, front end included. The
-embeddings are not normalized; compare them by cosine. Weights: MIT.
+Speaker encoder: {kind}, {parameters:.2f} M parameters, {dim} dimensions. {rate_khz:g} kHz speech in, front end
+included. The embeddings are not normalized; compare them by cosine.
 
 ## Training
 - Recipe `{recipe}`, {steps} steps of {batch} crops of {shortest:g} to {longest:g} s: {hours:.1f} hours of audio seen,
@@ -88,9 +88,9 @@ Not measured yet: `python -m benchmarks.calibration`.
 <!-- /calibration -->
 
 ## Known weaknesses
-Few speakers ({num_speakers}), most of them reading English, half of those with several recordings children or learners
-of English: other languages, emotions, whispering, and time between two recordings of a person are outside of what it
-has seen. A cosine is no probability; thresholds differ from one use to the next.
+Trained on the voices of {num_speakers} known speakers. Languages, ages, emotions and recording conditions other than
+those of the data above are outside of what it has seen. A cosine is no probability; thresholds differ from one use to
+the next.
 """
 
 TEACHERS = {
@@ -122,7 +122,10 @@ def export(run: Path, out: Path, note: str = "", best: bool = False, average: fl
         if begun_from := (starts(run) or [{}])[0].get("begun_from"):
             mean = f"; {average:.0%} of these are still those, the rest what the steps made of them" if average else ""
             note = f"- Begun from the weights of `{begun_from}`{mean}.\n{note}"
-        return _export_speaker(load_recipe(run, SpeakerRecipe), state, steps, facts, out, note)
+        recipe = load_recipe(run, SpeakerRecipe)
+        # Runs of before its name was kept have it in the file alone.
+        taught_by = (starts(run) or [{}])[-1].get("teacher", "")
+        return _export_speaker(recipe, state, steps, facts, out, note, taught_by)
     if average:
         raise CheckpointError("weights are averaged of speaker encoders only: means of codebooks code nothing")
     return _export_codec(load_recipe(run, _codec_kind(run)), state, steps, facts, out, note)
@@ -133,6 +136,8 @@ def averaged(state: dict[str, Tensor], folder: Path, share: float) -> dict[str, 
 
     Such means are often better than both (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
     """
+    if not 0 <= share <= 1:
+        raise CheckpointError(f"--average is the share of the first weights, 0 to 1; got {share:g}")
     if not folder.exists():
         raise CheckpointError(f"{folder} is missing: a run has it that began from an encoder (recipes.train --init)")
     other = speaker.model.load(folder).state_dict()
@@ -191,8 +196,9 @@ def _codec_facts(recipe: CodecRecipe, model: Codec) -> dict[str, Any]:
 
 
 def _export_speaker(
-    recipe: SpeakerRecipe, state: dict[str, Tensor], steps: int, facts: dict[str, Any], out: Path, note: str
-) -> str:
+    recipe: SpeakerRecipe, state: dict[str, Tensor], steps: int, facts: dict[str, Any], out: Path, note: str,
+    teacher_name: str,
+) -> str:  # fmt: skip
     encoder = SpeakerEncoder(recipe.model)
     encoder.load_state_dict(state)
     losses = ["margin softmax"] if recipe.classify_weight > 0 else []
@@ -201,7 +207,7 @@ def _export_speaker(
         losses += ["cosine to the teacher's embedding"]
         losses += ["telling that from its embeddings of other recordings"] if recipe.contrast_weight > 0 else []
         losses += ["difference to its cosines within a batch"]
-        name = load_targets(recipe.teacher).teacher
+        name = teacher_name or load_targets(recipe.teacher).teacher
         teacher = TEACHERS.get(name, f"Teacher: {name}.")
         if recipe.target_nuisance or recipe.target_balance:
             teacher += (
@@ -214,6 +220,7 @@ def _export_speaker(
     card = SPEAKER_CARD.format(
         name=out.name,
         kind=recipe.model.kind,
+        rate_khz=recipe.sample_rate / 1000,
         parameters=sum(p.numel() for p in encoder.parameters()) / 1e6,
         dim=encoder.embedding_dim,
         recipe=recipe.name,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from codec.config import EscLiveConfig
 from codec.esc_config import EscConfig
+from engine.errors import ConfigError
 from engine.features import FrontEndConfig, kaldi_fbank
 from recipes.harness.augment import AugmentConfig
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
@@ -49,6 +51,17 @@ class Recipe:
     validate_every: int = 500  # steps
     checkpoint_minutes: float = 4.0
 
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "batch_size", "max_steps", "validation_crops", "validate_every")
+        check_at_least(self, 0, "warmup_steps", "decay_steps", "learning_rate", "weight_decay", "clip_norm",
+                       "skip_bad_batches", "checkpoint_minutes")  # fmt: skip
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be 0 or more and below 1, got {self.ema_decay}")
+        if not 0 < self.validation_percent <= 100:
+            raise ConfigError(f"validation_percent must be above 0 and up to 100, got {self.validation_percent}")
+        if self.crop_levels[0] > self.crop_levels[1]:
+            raise ConfigError(f"crop_levels must be two numbers, the lower first, got {self.crop_levels}")
+
     if TYPE_CHECKING:  # a field of some, a property of others: a property here would hide the field
 
         @property
@@ -73,6 +86,14 @@ class Recipe:
     def shortened(self: R) -> R:
         """The recipe for --fast-dev-run: batches of full size, but three of them, and little of everything else."""
         return replace(self, max_steps=3, validate_every=3, validation_crops=min(self.validation_crops, 4))
+
+
+def check_at_least(recipe: Recipe, least: float, *names: str) -> None:
+    """ConfigError unless each of these fields is a number not below `least`."""
+    for name in names:
+        value = getattr(recipe, name)
+        if not (math.isfinite(value) and value >= least):
+            raise ConfigError(f"{name} must be {least:g} or more, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +162,7 @@ class AdversarialRecipe(CodecRecipe):
 class SpeakerRecipe(Recipe):
     """Training of a speaker encoder, against labels where there are any, and against a teacher where it has been heard.
 
-    The loss is the sum of five, each with its weight: margin softmax (`classify`), cosine to the teacher's embedding
+    The loss is the sum of four, each with its weight: margin softmax (`classify`), cosine to the teacher's embedding
     (`imitate`), telling that from what the teacher makes of others (`contrast`), difference to its cosines within the
     batch (`relate`). The first and the last are for `nested` too.
     """
@@ -152,8 +173,8 @@ class SpeakerRecipe(Recipe):
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.98)
-    schedule: Literal["stable", "cosine", "cyclic"] = "stable"  # after the warm-up
-    cycle_steps: int = 2_000  # of "cyclic": up and down again, each top half as high as the one before
+    schedule: Literal["stable", "cosine", "cyclic"] = "stable"  # "cosine" falls from the warm-up on, no `decay_steps`
+    cycle_steps: int = 2_000  # of "cyclic", no warm-up: up and down again, each top half as high as the one before
     crop_seconds: tuple[float, float] = (1.5, 3.0)  # one length for all crops of a step
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)  # each is another voice with a label of its own
     teacher: str = ""  # file of embeddings that recipes.teach has written
@@ -177,6 +198,23 @@ class SpeakerRecipe(Recipe):
     validation_percent: float = 10.0
     validation_crops: int = 400
     validation_seconds: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 0, "target_balance", "target_nuisance", "target_blur", "imitate_weight", "contrast_weight",
+                       "relate_weight", "classify_weight", "margin", "top_k", "top_k_penalty")  # fmt: skip
+        check_at_least(self, 1, "cycle_steps", "sub_centres")
+        for name in ("own_share", "unlabelled_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be 0 to 1, got {getattr(self, name)}")
+        for name in ("crop_seconds", "margin_steps"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ConfigError(f"{name} must be two numbers, the lower first, got {(low, high)}")
+        for name, values in (("crop_seconds", self.crop_seconds), ("speeds", self.speeds), ("scale", (self.scale,)),
+                             ("validation_seconds", (self.validation_seconds,))):  # fmt: skip
+            if not values or not all(math.isfinite(value) and value > 0 for value in values):
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
 
     @property
     def model(self) -> SpeakerConfig:

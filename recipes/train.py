@@ -67,11 +67,9 @@ def find_recipe(name: str) -> Recipe:
     if module_name not in known:
         raise ConfigError(f"no recipes for {module_name!r}; there are {', '.join(known)}")
     module = importlib.import_module(f"recipes.{module_name}")
-    make = getattr(module, function or "base", None)
-    if make is None or not callable(make):
-        variants = [
-            k for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
-        ]
+    variants = {k: v for k, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__}
+    make = variants.get(function or "base")
+    if make is None:
         raise ConfigError(f"{module_name} has no variant {function!r}; there are {', '.join(variants)}")
     recipe = make()
     assert isinstance(recipe, Recipe)
@@ -80,23 +78,21 @@ def find_recipe(name: str) -> Recipe:
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """Apply `field=value` (JSON values; `model.field=value`, `augment.field=value` inside); unknown ones are errors."""
+    values = dataclasses.asdict(recipe)
     for setting in settings:
         key, _, text = setting.partition("=")
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        value = tuple(value) if isinstance(value, list) else value
         part, _, name = key.rpartition(".")
-        owner: Any = getattr(recipe, part, None) if part else recipe
-        names = [f.name for f in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
-        if name not in names:
-            known = names or [f.name for f in dataclasses.fields(recipe)]
+        owner = values.get(part) if part else values
+        if not isinstance(owner, dict) or name not in owner:
+            known = owner if isinstance(owner, dict) else values
             raise ConfigError(f"no field {key!r}; there are {', '.join(known)}")
-        changed = dataclasses.replace(owner, **{name: value})
-        recipe = dataclasses.replace(recipe, **{part: changed}) if part else changed
+        owner[name] = value
     # As it will be read back: a value of the wrong type is an error now, not after hours.
-    return load_config(type(recipe), dataclasses.asdict(recipe)) if settings else recipe
+    return load_config(type(recipe), values) if settings else recipe
 
 
 def keep_memory() -> None:
@@ -128,16 +124,18 @@ def chosen_recipe(options: argparse.Namespace) -> tuple[str, Recipe, list[str]]:
         return name, override(recipe, options.set), data
     recipe = record.load_recipe(options.out, type(recipe))
     changed = override(recipe, options.set)
-    if changed.model != recipe.model:
-        raise ConfigError("the model of a run cannot change; begin another run, with --init if the shapes agree")
+    for part in ("model", "optimizer"):
+        if getattr(changed, part) != getattr(recipe, part):
+            raise ConfigError(f"the {part} of a run cannot change; begin another run, with --init if the shapes agree")
     return name, changed, data
 
 
 def make_strategy(options: argparse.Namespace) -> Any:
     """One process, or synchronous gradients on several.
 
-    A step that leaves out the finest levels leaves their parameters without a gradient: hence "unused". Buffers are
-    equal on all ranks by what the codebooks do, so they need not be sent.
+    A step that leaves out the finest levels leaves their parameters without a gradient: hence "unused". Buffers need
+    not be sent: those of codebooks are equal on all ranks by what they do, statistics of a batch normalization are each
+    rank's own, and those of rank 0 are kept.
     """
     if options.strategy == "auto" and options.devices * options.num_nodes == 1:
         return "auto"
@@ -199,19 +197,42 @@ def data_facts(task: Task, manifests: Sequence[str]) -> dict[str, Any]:
     return {"hours": hours, "speakers": speakers, "table": describe_data(manifests)}
 
 
-def write_records(options: argparse.Namespace, task: Task, name: str, data: list[str], step: int) -> None:
-    """Write recipe.json, data.json and run.json; warn if a resumed run has other data than before."""
+def check_resumed(task: Task, past: dict[str, Any], trained: dict[str, Any]) -> None:
+    """ConfigError if a run cannot go on with the task: `past` is its last start, `trained` its checkpoint.
+
+    Warns where the data are others.
+    """
     assert task.crops is not None
-    digest = data_digest(task.crops.utterances)
-    past = record.starts(options.out)
-    if past and past[-1]["data_digest"] != digest:
-        log.warning("the data differ from those that this run has seen so far; run.json has the digests")
-    heard = past[-1].get("teacher_sha256") if past else None
-    if heard and heard != task.facts.get("teacher_sha256"):
+    other = "or begin another run with --init"
+    for fact, what in (
         # Its mean and its directions are those of all that is in the file: others would be another space to learn.
-        raise ConfigError(f"the teacher's embeddings are not those that {options.out} has learned from so far; bring "
-                          "that file back (--set teacher=FILE), or begin another run with --init")  # fmt: skip
+        ("teacher_sha256", "the teacher's embeddings are not those that it has learned from so far; bring that file "
+                           "back (--set teacher=FILE)"),
+        ("labels_sha256", "its classes are not the speakers that these data give; give the data and the share of "
+                          "validation that it had"),
+    ):  # fmt: skip
+        if past.get(fact) and past[fact] != task.facts.get(fact):
+            raise ConfigError(f"the run cannot be resumed so: {what}, {other}")
+    shapes = {name: tuple(value.shape) for name, value in task.state_dict().items()}
+    had = {name: tuple(value.shape) for name, value in trained["state_dict"].items()}
+    if differing := sorted(name for name in shapes.keys() | had.keys() if shapes.get(name) != had.get(name)):
+        name = differing[0]
+        raise ConfigError(
+            f"the run cannot be resumed so: its {name} has the shape {had.get(name)}, with these data and settings it "
+            f"would have {shapes.get(name)}; leave what changes it as it was, {other}"
+        )
+    if past["data_digest"] != data_digest(task.crops.utterances):
+        log.warning("the data differ from those that this run has seen so far; run.json has the digests")
+
+
+def write_records(options: argparse.Namespace, task: Task, name: str, data: list[str], step: int) -> None:
+    """Write recipe.json, data.json and run.json; of a start that never came to a checkpoint nothing is kept."""
+    assert task.crops is not None
     options.out.mkdir(parents=True, exist_ok=True)
+    if not options.resume:
+        for stale in ("recipe.json", "run.json"):
+            (options.out / stale).unlink(missing_ok=True)
+    digest = data_digest(task.crops.utterances)
     record.save_recipe(options.out, task.recipe, step)
     record.write_json(options.out / "data.json", data_facts(task, data))
     ranks = options.devices * options.num_nodes
@@ -227,21 +248,27 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"nothing to resume: {last} does not exist")
     if options.resume and options.fast_dev_run:
         raise ConfigError("--fast-dev-run begins anew and keeps nothing; leave --resume out")
+    if options.resume and options.init:
+        raise ConfigError("a run that is resumed goes on from its own weights; leave --init or --resume out")
     if last.exists() and not options.resume and not options.fast_dev_run:
         raise ConfigError(f"{options.out} holds a run already; add --resume or choose another folder")
     name, recipe, data = chosen_recipe(options)
     recipe = recipe.shortened() if options.fast_dev_run else recipe
     pl.seed_everything(recipe.seed, verbose=False)
     task = make_task(recipe)
-    if options.init and not options.resume:
+    if options.init:
         task.start_from(options.init)
     stop = Stop(deadline)
     trainer = make_trainer(recipe, options, make_callbacks(recipe, options, task, stop))
     if not trainer.is_global_zero:
         logging.getLogger("recipes").setLevel(logging.ERROR)  # one process speaks for all
     train, valid = loaders.make_loaders(task, data, options.cache, options.workers, trainer.world_size)
+    step = 0
+    if options.resume:
+        trained = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+        check_resumed(task, record.starts(options.out)[-1], trained)
+        step = int(trained["global_step"])
     if trainer.is_global_zero and not options.fast_dev_run:
-        step = int(torch.load(last, weights_only=True, mmap=True)["global_step"]) if options.resume else 0
         write_records(options, task, name, data, step)
         if not options.resume:
             shutil.rmtree(options.out / record.BEGINNING, ignore_errors=True)
@@ -263,7 +290,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", action="append", help="manifest; may be repeated; --resume knows it")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--resume", action="store_true", help="continue from the run folder's last checkpoint")
-    parser.add_argument("--init", help="model whose weights to start from: a folder, or a name that is shipped")
+    parser.add_argument("--init", help="model whose weights to start from: a folder, or a name that is shipped; with "
+                        "the seed of its own run the same crops would come again (--set seed=2)")  # fmt: skip
     parser.add_argument("--max-hours", type=float, help="stop after this time, counted anew at each start")
     parser.add_argument("--stop-after", type=int, help="stop with a checkpoint at this step, before the recipe's end")
     parser.add_argument("--fast-dev-run", action="store_true", help="try everything in a few steps, write nothing")

@@ -113,6 +113,11 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
 
 def sources(crops: SpeechCrops, number: int) -> list[str]:
     """Recordings and sample offsets that crop `number` is read from, silent ones that are drawn again included."""
+    return [f"{found.path} from sample {offset}" for found, offset in places(crops, number)]
+
+
+def places(crops: SpeechCrops, number: int) -> list[tuple[Utterance, int]]:
+    """What `sources` tells, as recordings and offsets."""
     watched = copy.copy(crops)
     watched.samples = reads = _Reads(crops.samples)  # type: ignore[assignment]
     watched[number]
@@ -130,7 +135,7 @@ class _Reads:
         return self.samples[part]
 
 
-def _place(utterances: Sequence[Utterance], position: int) -> str:
-    """Name the recording at a position of the cache."""
+def _place(utterances: Sequence[Utterance], position: int) -> tuple[Utterance, int]:
+    """The recording at a position of the cache, and how far into it that is."""
     found = next(u for u in utterances if u.start <= position < u.start + u.num_samples)
-    return f"{found.path} from sample {position - found.start}"
+    return found, position - found.start

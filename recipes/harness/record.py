@@ -44,6 +44,8 @@ def read_json(path: Path) -> Any:
     """Return what a file of the run folder holds; ConfigError if it is damaged."""
     try:
         return json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); is {path.parent} the folder of a run?") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}); is it the file that the run wrote?") from error
 

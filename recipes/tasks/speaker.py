@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import logging
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from recipes.directions import facing
 from recipes.harness.augment import Augment, AugmentConfig
 from recipes.harness.collapse import LABELS, collapse
 from recipes.harness.data import SpeechCrops, Utterance
+from recipes.harness.loaders import places
 from recipes.harness.optim import cyclic, make_optimizer, warmup_cosine, warmup_stable_decay
 from recipes.harness.pairs import pairs_within
 from recipes.harness.recordings import UNLABELLED
@@ -65,6 +67,7 @@ class SpeakerTask(Task):
         self.classifiers = nn.ModuleList()
         self.to_teacher: nn.Module = nn.Identity()
         self.held_out: list[str] = []  # the validation speakers, by label
+        self.heard: list[frozenset[int]] = []  # the recordings of each validation crop
         self.begun = False  # from trained weights
 
     @property
@@ -97,8 +100,12 @@ class SpeakerTask(Task):
         recipe = self.recipe
         targets = None
         if recipe.teacher:
-            targets = centred(load_targets(recipe.teacher), train)
+            heard = load_targets(recipe.teacher)
+            targets = centred(heard, train)
+            self.facts["teacher"] = heard.teacher
             self.facts["teacher_sha256"] = hashlib.sha256(Path(recipe.teacher).read_bytes()).hexdigest()
+        else:
+            train = known_alone(train)
         if targets and (recipe.target_balance or recipe.target_nuisance):
             targets = evened_targets(targets, train, recipe.target_balance, recipe.target_nuisance)
         if targets and recipe.target_blur:
@@ -115,6 +122,9 @@ class SpeakerTask(Task):
         )  # fmt: skip
         if targets:
             say_unheard(train, crops.utterances, recipe)
+        if recipe.classify_weight > 0:
+            labels = json.dumps([crops.speakers, recipe.speeds])
+            self.facts["labels_sha256"] = hashlib.sha256(labels.encode()).hexdigest()
         valid = SpeakerCrops(
             samples, held_out, recipe.validation_samples, recipe.validation_crops, 0, targets=targets,
             unlabelled_share=0.0, levels=recipe.crop_levels, speaker_exponent=0.0,
@@ -132,6 +142,11 @@ class SpeakerTask(Task):
         if targets and crops.dim != dim:
             self.to_teacher = nn.Linear(dim, crops.dim, bias=False)
         self.held_out = list(valid.speakers)
+        self.heard = [frozenset(found.start for found, _ in places(valid, i)) for i in range(len(valid))]
+        same = self.trials(np.array([int(valid[i].label) for i in range(len(valid))]), np.arange(len(valid)))[2]
+        if not same.any() or same.all():
+            log.warning("validation has no equal error rate and so no best.ckpt: among its %d crops are no two of one "
+                        "speaker from two recordings, or no two speakers of one corpus", len(valid))  # fmt: skip
         return valid
 
     def keep_beginning(self, folder: Path) -> None:
@@ -203,7 +218,7 @@ class SpeakerTask(Task):
         values: dict[str, float] = {}
         known = (batch.label >= 0).cpu().numpy()
         label = batch.label.cpu().numpy()[known]
-        first, second, same = pairs_within([self.held_out[i] for i in label])
+        first, second, same = self.trials(label, np.flatnonzero(known))
         with torch.autocast(batch.wav.device.type, enabled=False):
             for seconds in CUTS:
                 wav = batch.wav[:, : seconds * self.recipe.sample_rate]
@@ -218,6 +233,17 @@ class SpeakerTask(Task):
                     values[f"taught{seconds}"] = float(taught.mean())
         return values | collapse(unit, label)
 
+    def trials(self, label: np.ndarray, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs (n,) of validation crops within a corpus, and whether one speaks in both; none of one recording.
+
+        `label` and `crops` (B,) tell the speakers and the numbers of the crops.
+        """
+        first, second, same = pairs_within([self.held_out[i] for i in label])
+        apart = ~same
+        for pair in np.flatnonzero(same):
+            apart[pair] = self.heard[crops[first[pair]]].isdisjoint(self.heard[crops[second[pair]]])
+        return first[apart], second[apart], same[apart]
+
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
         parts = nn.ModuleDict({"model": self.model, "classifiers": self.classifiers, "to_teacher": self.to_teacher})
@@ -231,13 +257,25 @@ class SpeakerTask(Task):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def known_alone(utterances: list[Utterance]) -> list[Utterance]:
+    """Those of speakers with a name, all that there is to learn from without a teacher; says how many it leaves out."""
+    known = [u for u in utterances if not u.speaker.endswith(UNLABELLED)]
+    if not known:
+        raise ConfigError("no speaker has a name and there is no teacher: nothing to learn from; see recipes.teach")
+    if len(known) < len(utterances):
+        log.warning("%d recordings of unknown speakers are left out: only a teacher makes something of them "
+                    "(recipes.teach)", len(utterances) - len(known))  # fmt: skip
+    return known
+
+
 def say_unheard(given: list[Utterance], heard: list[Utterance], recipe: SpeakerRecipe) -> None:
     """Warn where the teacher has not heard most recordings: the same ones, decoded anew, are others to it."""
     hours, of = (sum(u.num_samples for u in each) / recipe.sample_rate / 3600 for each in (heard, given))
     if hours < HEARD * of:
         log.warning(
             "the teacher has heard %.1f of %.1f hours of these recordings, and the rest is not trained on; "
-            "`python -m recipes.teach` with the same manifests adds it to %s",
+            "`python -m recipes.teach` with the same manifests, and more --speaker-seconds where its recordings are of "
+            "speakers with many, adds it to %s",
             hours, of, recipe.teacher,
         )  # fmt: skip
 

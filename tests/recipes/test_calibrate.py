@@ -94,6 +94,7 @@ def test_balanced_once_without_the_directions_of_the_corpora(encoder, data, caps
         (["--balance", "0.5", "--leave-out", "corpse1"], "no speaker of corpse1; there are corpus0, "),
         (["--balance", "0.5", "--noise", "nowhere.wav"], "nowhere.wav"),
         (["--balance", "0.5", "--percent", "0.001"], "no two held-out speakers"),
+        (["--balance", "0.5", "--prior", "3"], "between 0 and 1, got 3"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_anything_is_written(encoder, data, capsys, extra, message):
