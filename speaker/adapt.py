@@ -19,10 +19,11 @@ from engine.checkpoint import drop_extras
 from engine.errors import ScoreError
 from engine.files import replacing
 from speaker import plda
+from speaker.calibration import load as load_calibration
 from speaker.collections import Collection, speaker_of
 from speaker.diarize import PLDA
 from speaker.embed import embed_files
-from speaker.evidence import CALIBRATION, COHORT, calibration_of, cohort_of
+from speaker.evidence import CALIBRATION, COHORT, VERIFICATION, calibration_of, cohort_of, system_of
 from speaker.last_layer import transform
 from speaker.model import SpeakerEncoder, load, save
 from speaker.scoring import Floats
@@ -109,6 +110,7 @@ def adapt(encoder: SpeakerEncoder, source: Path, recordings: Collection, out: Pa
         raise ScoreError(f"the embeddings are of {recordings.model}, the model is {encoder.identity}")
     found = shift_of(recordings.names, recordings.vectors)
     calibration = calibration_of(source, encoder)
+    near = load_calibration(source / VERIFICATION) if (source / VERIFICATION).is_file() else None
     windows = plda.load(source / PLDA) if (source / PLDA).is_file() else None
     strangers = _cohort(source / COHORT, encoder)
     before = encoder.identity
@@ -119,6 +121,8 @@ def adapt(encoder: SpeakerEncoder, source: Path, recordings: Collection, out: Pa
     identity = load(out).identity
     if calibration is not None:
         replace(calibration, systems=[f"{identity}:cosine"]).save(out / CALIBRATION)
+    if near is not None:
+        replace(near, systems=[system_of(identity)]).save(out / VERIFICATION)
     if strangers is not None:
         with replacing(out / COHORT) as partial, partial.open("wb") as file:
             np.savez(file, **{**strangers, "model": np.array(identity)})

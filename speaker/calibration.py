@@ -61,6 +61,14 @@ class Calibration:
             raise ScoreError(f"the calibration was made for {', '.join(self.systems)}, the scores are of "
                              f"{', '.join(systems)}; {hint}make one with `speaker calibrate`")  # fmt: skip
 
+    def check_quality(self, *known: str) -> None:
+        """ScoreError if it asks for other quality measures than these."""
+        if unknown := [name for name in self.quality if name not in known]:
+            raise ScoreError(
+                f"the model's calibration asks for {' and '.join(unknown)}, and of voiceprints only "
+                f"{' and '.join(known)} is known; make one with `speaker calibrate --quality seconds`"
+            )
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
         text = json.dumps({"kind": "calibration", **dataclasses.asdict(self)}, indent=1) + "\n"
@@ -93,7 +101,8 @@ def features(scores: Floats, quality: dict[str, Floats], names: list[str]) -> Fl
     columns = [scores]
     for name in names:
         if name not in quality:
-            raise ScoreError(f"the calibration needs the quality measure {name!r} of both sides; score again with it")
+            raise ScoreError(f"the calibration needs the quality measure {name!r} of both sides; score again with it, "
+                             "or make one that does without")  # fmt: skip
         sides = np.sort(np.asarray(quality[name], dtype=np.float64), axis=1)
         if name == "seconds":
             sides = np.log(np.clip(sides, *SECONDS))
@@ -127,8 +136,14 @@ def fit(
     seconds = quality.get("seconds")
     return Calibration(
         systems, list(names), weights.tolist(), offset, prior, len(labels), int(labels.sum()),
-        0.0 if seconds is None else float(np.min(seconds)),
+        0.0 if seconds is None else _shortest(seconds),
     )  # fmt: skip
+
+
+def _shortest(seconds: Floats) -> float:
+    """Least seconds (n, 2) of speech in a trial; recordings without any say nothing of those with little."""
+    spoken = seconds[seconds > 0]
+    return float(spoken.min()) if len(spoken) else 0.0
 
 
 def _logistic(x: Floats, labels: NDArray[np.bool_], prior: float) -> tuple[Floats, float]:

@@ -14,6 +14,8 @@ def writable(out: Path, force: bool, inputs: Sequence[Path | None]) -> None:
     """Said before hours of work: that the file exists, is read too, or has no folder."""
     if any(each is not None and out.resolve() == each.resolve() for each in inputs):
         raise ScoreError(f"{out} is read by this command too; write to another file")
+    if out.is_dir():
+        raise ScoreError(f"{out} is a folder; name a file")
     if out.exists() and not force:
         raise ScoreError(f"{out} exists; --force overwrites it")
     if not out.resolve().parent.is_dir():

@@ -166,6 +166,13 @@ def enrolled(collection: Collection, spk2utt: dict[str, list[str]], *, lengths: 
     missing = [name for utterances in spk2utt.values() for name in utterances if name not in rows]
     if missing:
         raise ScoreError(f"{len(missing)} enrolment recordings have no embedding, the first is {missing[0]}")
+    twofold = [name for name, utterances in spk2utt.items() if name in rows and utterances != [name]]
+    if twofold:
+        raise ScoreError(f"{len(twofold)} models have the name of a recording, the first is {twofold[0]}: a trial "
+                         "could mean either; give the models names of their own")  # fmt: skip
+    spk2utt = {name: utterances for name, utterances in spk2utt.items() if name not in rows}
+    if not spk2utt:
+        return collection
     models = [_mean(collection.vectors[[rows[name] for name in names]], lengths) for names in spk2utt.values()]
     seconds = [collection.seconds[[rows[name] for name in utterances]].sum() for utterances in spk2utt.values()]
     return Collection(

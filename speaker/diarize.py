@@ -127,13 +127,14 @@ def back_end(encoder: SpeakerEncoder, folder: Path | None = None) -> BackEnd:
 def diarize(
     encoder: SpeakerEncoder, source: Source, num_speakers: int | None = None, *,
     config: DiarizationConfig | None = None, models: BackEnd | None = None,
-    enrolled: Mapping[str, Floats] | None = None,
+    enrolled: Mapping[str, Floats] | None = None, enrolled_seconds: Mapping[str, float] | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Diarization:  # fmt: skip
     """Find who speaks when in a file, or in samples (N,) in [-1, 1] at the encoder's rate.
 
     `num_speakers`: if known. `models`: the calibration and PLDA of the encoder, those that are shipped with it unless
-    given. `enrolled`: names and embeddings (D,), which name the speakers that match. `progress` gets the share done.
+    given. `enrolled`: names and embeddings (D,), which name the speakers that match, and
+    the seconds of speech that these rest on. `progress` gets the share done.
     Raises AudioError where there is no speech, ScoreError for more speakers than windows.
     """
     config, models = config or DiarizationConfig(), models or back_end(encoder)
@@ -155,7 +156,7 @@ def diarize(
     vectors = windows.embed(encoder, _blocks(source, rate), cuts, config.bfloat16,
                             lambda seconds: progress(0.05 + 0.9 * seconds / duration))  # fmt: skip
     labels = speakers_of(vectors, cuts, config, models, num_speakers)
-    return described(stretches, cuts, vectors, labels, models, enrolled, name, duration)
+    return described(stretches, cuts, vectors, labels, models, enrolled, name, duration, enrolled_seconds)
 
 
 def speakers_of(
@@ -190,6 +191,7 @@ def speakers_of(
 def described(
     stretches: Floats, cuts: windows.Windows, vectors: Floats, labels: Labels, models: BackEnd,
     enrolled: Mapping[str, Floats] | None, name: str, duration: float,
+    enrolled_seconds: Mapping[str, float] | None = None,
 ) -> Diarization:  # fmt: skip
     """Labels (W,) of windows -> segments and names; speakers are numbered by first appearance."""
     order = list(dict.fromkeys(labels.tolist()))
@@ -201,7 +203,8 @@ def described(
         from speaker.naming import match
 
         seconds = np.array([_spoken(stretches, cuts, labels == label) for label in order])
-        for row, (known, ratio) in match(means, seconds, enrolled, models.calibration).items():
+        matches = match(means, seconds, enrolled, models.calibration, enrolled_seconds)
+        for row, (known, ratio) in matches.items():
             names[row], found[known] = known, ratio
     of = dict(zip(order, names, strict=True))
     # The last frame of voice activity is a whole one, the recording may end within it.

@@ -32,7 +32,13 @@ def diarize(
         typer.Option(help="ahc: two speakers below it. Log-likelihood ratio, or cosine if uncalibrated."),
     ] = None,
     resegment: Annotated[bool, typer.Option("--resegment", help="Refine by the Bayesian HMM of VBx.")] = False,
-    enrolled: Annotated[Path | None, typer.Option(help="What `speaker embed` wrote: name those who are in it.")] = None,
+    enrolled: Annotated[
+        Path | None,
+        typer.Option(
+            help="What `speaker embed` wrote: name those who are in it, by the folders of their recordings, or by the "
+            "files where all lie in one."
+        ),
+    ] = None,
     store: Annotated[Path | None, typer.Option(help="File of voiceprints: name those who are in it.")] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")] = "cpu",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Half precision: twice as fast on newer CPUs.")] = False,
@@ -103,29 +109,34 @@ def _found(
     config = DiarizationConfig(**options)
     folder = checkpoint.find(model or default())
     encoder = load(folder, device)
-    known = None if enrolled is None else _enrolled(enrolled, encoder.identity)
+    known, spoken = (None, None) if enrolled is None else _enrolled(enrolled, encoder.identity)
     if store is not None:
         from speaker.store import Store, default_key
 
         with Store.open(store, model=encoder.identity, key=default_key()) as voices:
             gallery = voices.gallery()
         known = dict(zip(gallery.names, gallery.means, strict=True))
+        spoken = dict(zip(gallery.names, gallery.seconds.tolist(), strict=True))
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=1.0)
         return run(
             encoder, source, num_speakers, config=config, models=back_end(encoder, folder), enrolled=known,
-            progress=lambda share: bar.update(task, completed=share),
+            enrolled_seconds=spoken, progress=lambda share: bar.update(task, completed=share),
         )  # fmt: skip
 
 
-def _enrolled(path: Path, model: str) -> dict[str, Any]:
-    """Mean embeddings by speaker: recordings in one folder are of one speaker, others are named as their files."""
+def _enrolled(path: Path, model: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """Mean embeddings and seconds of speech of each speaker (`file_names.people`)."""
     from speaker import collections
+    from speaker.file_names import people
     from speaker.store import same_model
 
     found = collections.read(path, model)
     if not same_model(found.model, model):
         raise ScoreError(f"{path} is of {found.model}, the model is {model}; embed it again")
-    names = [Path(name).parent.name or Path(name).stem for name in found.names]
-    return dict(zip(*collections.speaker_means(found.vectors, names), strict=True))
+    names = people(found.names)
+    spoken: dict[str, float] = {}
+    for name, seconds in zip(names, found.seconds.tolist(), strict=True):
+        spoken[name] = spoken.get(name, 0.0) + seconds
+    return dict(zip(*collections.speaker_means(found.vectors, names), strict=True)), spoken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from speaker.quality import Quality, assess, clipped_share
 
 __all__ = ["Embeddings", "embed_files", "heard"]
 
+log = logging.getLogger(__name__)
 BATCH_SECONDS = 24.0  # of audio in a batch, padding included; with more, activations leave the caches
 READ_AHEAD = 64  # recordings that are sorted by length before they are put into batches
+ALIKE = 0.2  # correlation of two channels below which they are taken for two sources
 LONG_SECONDS = 120.0  # longer ones go through alone, in chunks
 
 
@@ -91,8 +94,25 @@ def heard(path: Path, rate: int) -> tuple[Tensor, float]:
         wav = audio.load(path, rate, mono=True)[0][0]
         return wav, clipped_share(wav.numpy())
     channels, native = audio.load(path)
+    if several_voices(channels):
+        log.warning("%s: its %d channels differ, as those of two people do, and are mixed to one; give each as a file",
+                    path, len(channels))  # fmt: skip
     clipped = max(clipped_share(channel.numpy()) for channel in channels)
     return audio.resample(channels.mean(0), native, rate), clipped
+
+
+def several_voices(channels: Tensor) -> bool:
+    """Whether two channels of (C, N) hold sound that is not the same: their mixture would be of nobody.
+
+    Of microphones in one room, or where one is silent, it is the same. Turned upside down it cancels in the mixture.
+    """
+    centred = channels - channels.mean(1, keepdim=True)
+    power = centred.square().mean(1)
+    loud = centred[power > 1e-3 * power.max()]
+    if len(loud) < 2 or not power.max() > 0:
+        return False
+    unit = loud / loud.norm(dim=1, keepdim=True)
+    return bool((unit @ unit.mT).min() < ALIKE)
 
 
 def _middle(wav: Tensor, seconds: float | None, rate: int) -> Tensor:

@@ -66,12 +66,16 @@ def read(path: Path) -> EmbeddingFile:
         return _read_parquet(path)
     try:
         with path.open("rb") as source, np.load(source, allow_pickle=False) as parts:
-            vectors = parts["embeddings"].astype(np.float32)
-            seconds = parts["seconds"].astype(np.float64) if "seconds" in parts else np.full(len(vectors), np.nan)
-            return EmbeddingFile(
-                parts["names"].tolist(), vectors, seconds, str(parts["model"]) if "model" in parts else ""
-            )
-    except BROKEN as error:
+            vectors, names = parts["embeddings"].astype(np.float32), parts["names"]
+            seconds = parts["seconds"].astype(np.float64) if "seconds" in parts else np.full(len(names), np.nan)
+            model = str(parts["model"]) if "model" in parts else ""
+        if names.dtype.kind != "U" or names.ndim != 1 or vectors.ndim != 2 or len(vectors) != len(names):
+            raise ValueError(f"names {names.dtype} {names.shape} for embeddings {vectors.shape}; names are text (n,), "
+                             "embeddings (n, D)")  # fmt: skip
+        if seconds.shape != names.shape:
+            raise ValueError(f"seconds {seconds.shape} for {len(names)} names")
+        return EmbeddingFile(names.tolist(), vectors, seconds, model)
+    except (*BROKEN, TypeError) as error:
         why = reason(error)
         raise ScoreError(f"{path} holds no embeddings ({why}); `speaker embed` writes them as .npz") from error
 

@@ -35,7 +35,9 @@ def calibrate(
     missing = [name for name in names if any(name not in file.quality for file in files)]
     if missing:
         raise ScoreError(f"the files do not have the quality measures {', '.join(missing)}; --quality '' does without")
-    pooled = {name: np.concatenate([file.quality[name] for file in files]) for name in names}
+    # The seconds are kept in mind even where the map does without: of less speech than any of these it knows nothing.
+    kept = [*names, *(["seconds"] if all("seconds" in file.quality for file in files) else [])]
+    pooled = {name: np.concatenate([file.quality[name] for file in files]) for name in kept}
     values = np.concatenate([file.scores for file in files])[:, None]
     labels = np.concatenate([file.trials.labels for file in files])
     found = fit([files[0].system], values, labels, pooled, names, prior)

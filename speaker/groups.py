@@ -58,16 +58,18 @@ def _grouped(enrol: Sequence[str], test: Sequence[str]) -> list[str] | None:
     try:
         sides = np.array([[float(value or "nan") for value in side] for side in (enrol, test)])
     except ValueError:
-        words = {*enrol, *test}
-        if not 1 < len(words) <= MOST:
-            return None
-        pairs = zip(enrol, test, strict=True)
-        return [UNKNOWN if not (a and b) else a if a == b else "different" for a, b in pairs]
+        return _by_words(enrol, test)
     least = sides.min(0)
     known = np.isfinite(least)
     edges = np.unique(np.quantile(least[known], np.linspace(0, 1, PARTS + 1))) if known.any() else np.zeros(0)
-    if len(edges) < 3:
-        return None
+    if len(edges) < 3 or len(np.unique(sides[np.isfinite(sides)])) < 3:  # too few values for parts: codes
+        return _by_words(enrol, test)
     part = np.searchsorted(edges[1:-1], least, side="right")
     spans = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
     return [spans[place] if is_known else UNKNOWN for place, is_known in zip(part, known, strict=True)]
+
+
+def _by_words(enrol: Sequence[str], test: Sequence[str]) -> list[str] | None:
+    if not 1 < len({*enrol, *test}) <= MOST:
+        return None
+    return [UNKNOWN if not (a and b) else a if a == b else "different" for a, b in zip(enrol, test, strict=True)]

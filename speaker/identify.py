@@ -78,6 +78,8 @@ class OpenSet:
 
     def __init__(self, gallery: Gallery, cohort: ArrayLike | None = None, evidence: Evidence | None = None) -> None:
         """`cohort` (C, D): a voice a row, none of them enrolled. Without one, the gallery has to be large enough."""
+        if evidence is not None:
+            evidence.calibration.check_quality("seconds", "cohort")
         self.gallery, self.evidence = gallery, evidence
         self._sides: Side | None = None
         source = gallery.means if cohort is None else unit_rows(np.asarray(cohort, dtype=np.float32))

@@ -62,8 +62,12 @@ def split(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def error_rates(targets: ArrayLike, nontargets: ArrayLike) -> ErrorRates:
-    """Sweep all thresholds that differ."""
+    """Sweep all thresholds that differ; ScoreError where a side has no score, or one that is not a number."""
     right, wrong = np.sort(np.asarray(targets, dtype=np.float64)), np.sort(np.asarray(nontargets, dtype=np.float64))
+    if not len(right) or not len(wrong):
+        raise ScoreError(f"error rates need targets and non-targets, got {len(right)} and {len(wrong)}")
+    if np.isnan(right[-1]) or np.isnan(wrong[-1]):  # sorted to the end
+        raise ScoreError(f"{int(np.isnan(right).sum() + np.isnan(wrong).sum())} scores are not numbers")
     thresholds = np.append(np.unique(np.concatenate([right, wrong])), np.inf)
     miss = np.searchsorted(right, thresholds, side="left") / len(right)
     false_accept = 1 - np.searchsorted(wrong, thresholds, side="left") / len(wrong)

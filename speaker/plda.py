@@ -53,7 +53,7 @@ class Plda:
         return np.asarray(-0.5 * (same - other))
 
     def matrix(self, enrol: Floats, test: Floats, counts: int = 1) -> Floats:
-        """Log-likelihood ratios (n, m) of every enrolment with every test utterance."""
+        """Log-likelihood ratios (n, m) of every enrolment, of `counts` utterances each, with every test utterance."""
         shrink, var = self._enrolled(counts)
         model = shrink * enrol
         distance = np.square(model) @ (1 / var) + (np.square(test) @ (1 / var))[:, None] - 2 * (test / var) @ model.T
@@ -111,6 +111,9 @@ def train(vectors: Floats, speakers: NDArray[np.int64], dim: int | None = None, 
     if dim is not None and not 1 <= dim <= min(size, len(counts) - 1):
         raise ScoreError(f"LDA of {len(counts)} speakers in {size} dimensions leaves 1 to "
                          f"{min(size, len(counts) - 1)} dimensions, not {dim}")  # fmt: skip
+    if (told := len(vectors) - len(counts)) < size:
+        raise ScoreError(f"{len(vectors)} utterances of {len(counts)} speakers tell how they spread within speakers in "
+                         f"{told} of {size} dimensions at most; give more, or score by cosine")  # fmt: skip
     centre = vectors.mean(0)
     reduce = np.eye(size) if dim is None else lda(vectors - centre, rows, dim)
     shell = Plda(centre, reduce, np.zeros(len(reduce)), np.eye(len(reduce)), np.ones(len(reduce)))

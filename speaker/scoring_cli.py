@@ -114,6 +114,9 @@ def score(
     others = None
     if norm != "none":
         others = collections.cohort(_cohort(cohort, model), encoder, of_model, dim, lengths=lengths)
+        if top is not None and len(others) < top:
+            warn(f"the cohort has {len(others)} speakers, fewer than the {top} whose scores count; few strangers tell "
+                 "little of how alike strangers are")  # fmt: skip
     name = {"none": "", "s": "+s", "as": f"+as{top}", "near": f"+cohort{top}"}[norm]
     # What scores mean depends on the PLDA, and on a cohort of one's own: others cannot be calibrated alike.
     name += f"({_digest(others)})" if cohort is not None else ""
@@ -123,7 +126,7 @@ def score(
         map_.check_systems([system])
     found = _embedded(listed, models, root, ready, encoder, seconds, lengths)
     scored = scoring.score(listed, found.names, found.vectors, chosen_backend, cohort=others, top=top,
-                           normalize=norm != "near")  # fmt: skip
+                           normalize=norm != "near", models=models)  # fmt: skip
     for sentence in _unheard(listed, found, map_):
         warn(sentence)
     sides = listed.rows(found.names)
@@ -240,6 +243,7 @@ def _trained_on(model: str | None, of_model: str) -> list[str]:
     import numpy as np
 
     from engine import checkpoint
+    from speaker.embedding_files import BROKEN, reason
     from speaker.evidence import COHORT
     from speaker.model import DEFAULT
     from speaker.store import same_model
@@ -249,10 +253,14 @@ def _trained_on(model: str | None, of_model: str) -> list[str]:
     shipped = checkpoint.find(model or DEFAULT) / COHORT
     if not shipped.is_file():
         return []
-    with np.load(shipped, allow_pickle=False) as parts:
-        if not same_model(str(parts["model"]), of_model):
-            return []
-        return [name.removesuffix("/mean") for name in parts["names"].tolist()]
+    try:
+        with shipped.open("rb") as file, np.load(file, allow_pickle=False) as parts:
+            if not same_model(str(parts["model"]), of_model):
+                return []
+            return [name.removesuffix("/mean") for name in parts["names"].tolist()]
+    except BROKEN as error:
+        warn(f"{shipped} does not tell whom the model was trained on ({reason(error)}); overlap is not looked for")
+        return []
 
 
 def _origin(ready: Collection | None, encoder: SpeakerEncoder | None) -> tuple[str, int]:

@@ -34,7 +34,8 @@ __all__ = ["Print", "Speaker", "Store", "default_key", "default_path", "same_mod
 
 INSERT = """INSERT INTO prints (speaker, vector, crc, model, migrated_from, quality, source, created)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
-KNOWN = "SELECT 1 FROM prints WHERE speaker = ? AND model = ? AND vector = ?"
+KNOWN = "SELECT vector FROM prints WHERE speaker = ? AND model = ?"
+SAME = 1 - 1e-5  # cosine of two embeddings of one recording; the last digits depend on what else was in the batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ class Store:
     ) -> list[int]:  # fmt: skip
         """Add prints (n, D) to a speaker, who is new if the name is; returns their numbers.
 
-        One that the speaker has already, number for number, is skipped, and its number not among them. `model` is
+        One that the speaker has already, but for rounding, is skipped, and its number not among them. `model` is
         needed once, for the first. `quality` and `sources` have an entry for each print; `metadata` is
         added to the speaker's.
         """
@@ -126,7 +127,7 @@ class Store:
         numbers = []
         for i, row in enumerate(rows):
             data = row.astype("<f4").tobytes()
-            if self.database.execute(KNOWN, (number, settled, data)).fetchone():
+            if self._has(number, settled, row):
                 continue  # a recording that is given twice tells nothing new, and would count twice in the mean
             facts = _json(quality[i]) if quality else "{}"
             values = (number, data, zlib.crc32(data), settled, migrated_from, facts,
@@ -197,6 +198,11 @@ class Store:
             read = "SELECT metadata FROM speakers WHERE id = ?"
             both = [json.loads(self.database.execute(read, (n,)).fetchone()[0]) for n in (first, second)]
             self.database.execute("UPDATE speakers SET metadata = ? WHERE id = ?", (_json(both[0] | both[1]), second))
+            for number, model, data in self.database.execute(
+                "SELECT id, model, vector FROM prints WHERE speaker = ?", (first,)
+            ).fetchall():
+                if self._has(second, model, np.frombuffer(data, "<f4")):
+                    self.database.execute("DELETE FROM prints WHERE id = ?", (number,))
             self.database.execute("UPDATE prints SET speaker = ? WHERE speaker = ?", (second, first))
             self.database.execute("DELETE FROM speakers WHERE id = ?", (first,))
 
@@ -253,6 +259,16 @@ class Store:
             self.database.set_about("model", model or "")
             self.database.set_about("dim", str(dim))
         return known or model or ""
+
+    def _has(self, speaker: int, model: str, row: NDArray[np.float32]) -> bool:
+        """Whether a print of the speaker is `row` (D,) but for rounding."""
+        found = self.database.execute(KNOWN, (speaker, model)).fetchall()
+        if not found:
+            return False
+        prints = np.stack([np.frombuffer(each, "<f4") for (each,) in found]).astype(np.float64)
+        wanted = row.astype(np.float64)
+        cosines = prints @ wanted / (np.linalg.norm(prints, axis=1) * np.linalg.norm(wanted))
+        return bool((cosines > SAME).any())
 
     def add_speaker(self, name: str, metadata: Mapping[str, Any]) -> None:
         """Make the speaker known, or add to what is known; inside of `database.writing`."""

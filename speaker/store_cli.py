@@ -84,11 +84,13 @@ def identify(
         quality = found.quality[0]
         if quality.seconds == 0:
             raise AudioError(f"{source}: no speech found, it is silence")
-        for sentence in quality.warnings():
-            print(f"speaker: warning: {source}: {sentence}", file=sys.stderr)
+        warnings = [f"{source}: {sentence}" for sentence in quality.warnings()]
+        for sentence in warnings:
+            print(f"speaker: warning: {sentence}", file=sys.stderr)
         answer = _decide(
             opened, encoder, model, found.vectors[0], quality.seconds, false_positive_rate, prior, threshold
         )
+        answer.warnings.extend(warnings)
     print(json.dumps(answer.as_dict()) if as_json else answer.as_text())
     if answer.speaker is None:
         raise typer.Exit(1)
@@ -173,7 +175,7 @@ def export_store(
 
 @manage.command("import")
 def import_store(file: Annotated[Path, typer.Argument(metavar="FILE.npz|.parquet")], store: StorePath = None) -> None:
-    """Add what `store export` or `embed` wrote (there the speaker is the folder of a recording)."""
+    """Add what `store export` or `embed` wrote; there a speaker is a folder, or each file where all lie in one."""
     from speaker.transfer import import_prints, read_prints
 
     prints = read_prints(file)  # before a store is created for it

@@ -120,9 +120,9 @@ def _chosen(prints: Collection, names: list[str] | None) -> Collection:
     missing = [name for name in names or [] if name not in prints.names]
     if missing:
         raise SpeechError(f"nobody is enrolled as {missing[0]}; there are {', '.join(prints.names[:20])}")
-    if (prints.seconds != prints.seconds).any():
-        raise SpeechError("the prints do not say how much speech they rest on; `speaker embed` writes it with them")
     rows = [i for i, name in enumerate(prints.names) if not names or name in names]
+    if (prints.seconds[rows] != prints.seconds[rows]).any():
+        raise SpeechError("the prints do not say how much speech they rest on; `speaker embed` writes it with them")
     return Collection([prints.names[i] for i in rows], prints.vectors[rows], prints.seconds[rows], prints.model)
 
 
@@ -155,6 +155,8 @@ class Matcher:
         self.units = unit(prints.vectors)
         # A store has directions alone: then nothing is known of lengths on either side.
         self.directions = bool(abs((prints.vectors**2).sum(1) - 1).max() < 1e-3)
+        if self.directions:
+            evidence.calibration.check_quality("seconds", "cohort")
         self.sides = evidence.side(prints.vectors, prints.seconds, directions=self.directions)
         self.tests = [SequentialTest(false_accept / len(prints.names), false_reject) for _ in prints.names]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from engine.errors import ScoreError, StoreError
 from engine.files import replacing
 from speaker import embedding_files
+from speaker.file_names import people
 from speaker.store import Store
 
 __all__ = ["Prints", "export_prints", "import_prints", "read_prints"]
@@ -44,7 +46,7 @@ def export_prints(store: Store, out: Path) -> int:
 
 
 def import_prints(store: Store, source: Path | Prints) -> int:
-    """Add the prints of an export, or of `speaker embed` (speaker: the folder of a recording), all or none;
+    """Add the prints of an export, or of `speaker embed` (speaker: `file_names.people`), all or none;
     returns how many were not there yet."""
     speakers, vectors, model, facts, people = source if isinstance(source, Prints) else read_prints(source)
     added = 0
@@ -62,24 +64,25 @@ def import_prints(store: Store, source: Path | Prints) -> int:
 def read_prints(path: Path) -> Prints:
     """Read an export, or what `speaker embed` wrote; StoreError for anything else."""
     try:
-        if path.suffix == ".parquet":
-            file = embedding_files.read(path)
-            return _of_recordings(file.names, file.vectors, file.model, file.seconds.tolist())
-        with path.open("rb") as source, np.load(source, allow_pickle=False) as parts:
-            vectors, model = parts["embeddings"], str(parts["model"])
-            if "facts" in parts:
-                facts, people = json.loads(str(parts["facts"])), json.loads(str(parts["metadata"]))
-                return Prints(parts["speakers"].tolist(), vectors, model, facts, people)
-            names = parts["names"].tolist()
-            seconds = parts["seconds"].tolist() if "seconds" in parts else [0.0] * len(names)
+        if path.suffix != ".parquet":
+            with path.open("rb") as source, np.load(source, allow_pickle=False) as parts:
+                if "facts" in parts:
+                    facts, people = json.loads(str(parts["facts"])), json.loads(str(parts["metadata"]))
+                    return Prints(parts["speakers"].tolist(), parts["embeddings"], str(parts["model"]), facts, people)
+        file = embedding_files.read(path)
+        if not file.model:
+            raise ScoreError("it does not say of which model")
     except (*embedding_files.BROKEN, TypeError, ScoreError) as error:
         why = embedding_files.reason(error)
         raise StoreError(f"{path} holds no prints ({why}); `speaker store export` and `speaker embed` write "
                          "them") from error  # fmt: skip
-    return _of_recordings(names, vectors, model, seconds)
+    return _of_recordings(file)
 
 
-def _of_recordings(names: list[str], vectors: Any, model: str, seconds: list[float]) -> Prints:
-    facts = [{"source": name, "quality": {"seconds": s}} for name, s in zip(names, seconds, strict=True)]
-    speakers = [Path(name).parent.name or Path(name).stem for name in names]
-    return Prints(speakers, vectors, model, facts, {name: {} for name in speakers})
+def _of_recordings(file: embedding_files.EmbeddingFile) -> Prints:
+    facts = [
+        {"source": name, "quality": {"seconds": s} if math.isfinite(s) else {}}
+        for name, s in zip(file.names, file.seconds.tolist(), strict=True)
+    ]
+    speakers = people(file.names)
+    return Prints(speakers, file.vectors, file.model, facts, {name: {} for name in speakers})

@@ -31,6 +31,7 @@ class Answer:
     seconds: tuple[float, float] = (0.0, 0.0)  # of speech
     threshold: float | None = None  # of the cosine, where it decides instead of the ratio
     warnings: list[str] = field(default_factory=list)
+    uncalibrated: str = ""  # why there is no ratio though the model has a calibration
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -42,7 +43,8 @@ class Answer:
         if self.threshold is not None:
             decision += f" by the threshold {self.threshold:g}"
         if self.llr is None:
-            return f"cosine {self.cosine:.3f}{', ' + decision if decision else ''} (not calibrated: no probability)"
+            why = self.uncalibrated or "not calibrated"
+            return f"cosine {self.cosine:.3f}{', ' + decision if decision else ''} ({why}: no probability)"
         return (
             f"{decision}: log-likelihood ratio {self.llr:+.2f}, probability of one speaker {self.posterior:.1%} "
             f"(cosine {self.cosine:.3f}, {self.seconds[0]:.1f} s and {self.seconds[1]:.1f} s of speech)"
@@ -74,7 +76,9 @@ def compare(
                     warnings=warnings)  # fmt: skip
     if threshold is not None:
         answer.same = answer.cosine >= threshold
-    if evidence is not None and min(answer.seconds) >= shortest:
+    if evidence is not None and min(answer.seconds) < shortest:
+        answer.uncalibrated = f"less speech than the {shortest:.2f} s that the calibration rests on"
+    elif evidence is not None:
         one, other = (evidence.side(vectors[[k]], answer.seconds[k]) for k in (0, 1))
         answer.llr = float(evidence.llr(np.array([answer.cosine]), one, other)[0])
         answer.posterior = 1 / (1 + math.exp(-min(500.0, max(-500.0, answer.llr + math.log(prior / (1 - prior))))))

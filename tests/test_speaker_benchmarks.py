@@ -163,7 +163,7 @@ def test_a_judge_gets_a_row_and_is_what_others_are_compared_with(folder):
 def test_the_fusion_of_networks_is_measured_beside_each_of_them(folder, tmp_path):
     """Speakers, some held out, from a manifest; an x-vector network gets a PLDA."""
     torch.manual_seed(1)
-    network = XvectorConfig(num_bins=40, channels=24, stats_channels=32, embedding_dim=16)
+    network = XvectorConfig(num_bins=40, channels=24, stats_channels=32, embedding_dim=4)
     encoder = SpeakerEncoder(SpeakerConfig(front_end=kaldi_fbank(40), network=network)).eval()
     speaker.save(tmp_path / "tdnn", encoder, "# x")
     rows = [f"{path},train,demo,demo/{path.parent.name},1.5" for path in sorted(folder.glob("s*/*.wav"))]
