@@ -36,6 +36,7 @@ Voices = Sequence[np.ndarray] | Callable[[np.random.Generator], np.ndarray]
 SILENCE = 1e-9  # mean square; a signal below -90 dBFS has no level to relate anything to
 TRANSITION = 200.0  # Hz between pass band and stop band of the band limits
 TELEPHONE = (300.0, 3400.0)  # Hz
+FILE_PEAK = 0.7  # of what is written to a lossy file, at most; full scale is 1
 # Lossy file formats: suffix, and the range of libsndfile's compression level (0 best, 1 smallest). For 16 kHz speech
 # Vorbis has 105 to 50 kbit/s, Opus 120 to 13 with its container, MP3 (which has nothing above 0.9) 67 to 32.
 FILE_CODECS = {"vorbis": (".ogg", 0.0, 1.0), "opus": (".opus", 0.6, 1.0), "mp3": (".mp3", 0.0, 0.9)}
@@ -341,7 +342,11 @@ class Augment:
         if name == "mulaw":
             return mulaw(wav)
         suffix, best, smallest = FILE_CODECS[name]
-        return audio.round_trip(torch.tensor(wav), self.sample_rate, suffix, rng.uniform(best, smallest)).numpy()
+        # Noise and rooms may have taken peaks past what a file holds, and resampling adds some.
+        gain = min(1.0, FILE_PEAK / max(float(np.abs(wav).max()), 1e-9))
+        level = rng.uniform(best, smallest)
+        heard = audio.round_trip(torch.tensor(wav * gain), self.sample_rate, suffix, level).numpy()
+        return np.asarray(heard / gain, dtype=np.float32)
 
     def _neural_codec(self, wav: Wav, rng: np.random.Generator) -> Wav:
         assert self.codec is not None
