@@ -101,10 +101,14 @@ TEACHERS = {
 }
 
 
-def export(run: Path, out: Path, note: str = "", best: bool = False, average: float = 0.0) -> str:
+def export(
+    run: Path, out: Path, note: str = "", best: bool = False, average: float = 0.0,
+    others: Sequence[tuple[Path, float]] = (),
+) -> str:  # fmt: skip
     """Write the folder `out` from the run's last checkpoint, or its best; return the sha256 of the weights.
 
-    `average` is the share of the weights of the encoder that the run began from (`--init`), 0 to 1.
+    `average` is the share of the weights of the encoder that the run began from (`--init`), 0 to 1; `others` are more
+    encoders' folders with their shares, and what is left is the share of the run.
     """
     weights = run / "checkpoints" / ("best.ckpt" if best else "last.ckpt")
     for needed in (weights, run / "recipe.json", run / "data.json"):
@@ -119,6 +123,14 @@ def export(run: Path, out: Path, note: str = "", best: bool = False, average: fl
     if "network" in json.loads((run / "recipe.json").read_text()):
         if average:
             state = averaged(state, run / BEGINNING, average)
+        if not all(0 <= share <= 1 for _, share in others) or sum(share for _, share in others) >= 1:
+            raise CheckpointError("the shares of --with are 0 to 1, and less than 1 together")
+        for place, (folder, share) in enumerate(others):
+            # Of the mean so far, so that in the end each has its share.
+            state = averaged(state, folder, share / (1 - sum(later for _, later in others[place + 1 :])))
+        if others:
+            listed = ", ".join(f"{share:.0%} of `{speaker.model.load(folder).identity}`" for folder, share in others)
+            note = f"- Mean of weights: {listed}, the rest what the steps made.\n{note}"
         if begun_from := (starts(run) or [{}])[0].get("begun_from"):
             mean = f"; {average:.0%} of these are still those, the rest what the steps made of them" if average else ""
             note = f"- Begun from the weights of `{begun_from}`{mean}.\n{note}"
@@ -126,7 +138,7 @@ def export(run: Path, out: Path, note: str = "", best: bool = False, average: fl
         # Runs of before its name was kept have it in the file alone.
         taught_by = (starts(run) or [{}])[-1].get("teacher", "")
         return _export_speaker(recipe, state, steps, facts, out, note, taught_by)
-    if average:
+    if average or others:
         raise CheckpointError("weights are averaged of speaker encoders only: means of codebooks code nothing")
     return _export_codec(load_recipe(run, _codec_kind(run)), state, steps, facts, out, note)
 
@@ -139,11 +151,20 @@ def averaged(state: dict[str, Tensor], folder: Path, share: float) -> dict[str, 
     if not 0 <= share <= 1:
         raise CheckpointError(f"--average is the share of the first weights, 0 to 1; got {share:g}")
     if not folder.exists():
-        raise CheckpointError(f"{folder} is missing: a run has it that began from an encoder (recipes.train --init)")
+        hint = ": a run has it that began from an encoder (recipes.train --init)" if folder.name == BEGINNING else ""
+        raise CheckpointError(f"{folder} is missing{hint}")
     other = speaker.model.load(folder).state_dict()
     if {k: v.shape for k, v in other.items()} != {k: v.shape for k, v in state.items()}:
         raise CheckpointError(f"{folder} has other weights than the run: their mean means nothing")
     return {k: (1 - share) * v + share * other[k] if v.is_floating_point() else v for k, v in state.items()}
+
+
+def other_encoder(text: str) -> tuple[Path, float]:
+    """FOLDER=SHARE, for argparse."""
+    folder, _, share = text.rpartition("=")
+    if not folder:
+        raise ValueError
+    return Path(folder), float(share)
 
 
 def _codec_kind(run: Path) -> type[CodecRecipe]:
@@ -279,10 +300,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--best", action="store_true", help="the checkpoint that validated best, not the last one")
     parser.add_argument("--average", type=float, nargs="?", const=0.5, default=0.0, metavar="SHARE",
                         help="of the weights of the encoder that the run began from; half of them")  # fmt: skip
+    parser.add_argument("--with", type=other_encoder, action="append", default=[], dest="others",
+                        metavar="FOLDER=SHARE",
+                        help="of the weights of another encoder that looks the same way; may be repeated")  # fmt: skip
     parser.add_argument("--note", default="", help="a line for the card: what the recipe does not say")
     options = parser.parse_args(arguments)
     try:
-        sha256 = export(options.run, options.out, options.note, options.best, options.average)
+        sha256 = export(options.run, options.out, options.note, options.best, options.average, options.others)
     except SpeechError as error:
         print(f"export: error: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+import speaker
 from engine.errors import CheckpointError, ConfigError
 from recipes import calibrate, export, norms, train
 from recipes.harness import record
@@ -182,6 +184,25 @@ def test_the_card_says_what_is_true_of_any_encoder(begun, tmp_path, capsys):
         export.averaged({}, tmp_path / "mine", 15)
     assert norms.main([str(tmp_path / "mine"), "--run", str(tmp_path / "nowhere")]) == 2
     assert "is " + str(tmp_path / "nowhere") + " the folder of a run?" in capsys.readouterr().err
+
+
+def test_a_mean_of_several_ends(begun, manifest, tmp_path, capsys):
+    for seed in (2, 3):
+        given = ["--set", "max_steps=1", "--set", f"seed={seed}"]
+        assert train.main(arguments(manifest, tmp_path / f"run{seed}", *given)) == 0
+        assert export.main([str(tmp_path / f"run{seed}"), "--out", str(tmp_path / f"end{seed}")]) == 0
+    assert export.main([str(begun), "--out", str(tmp_path / "end1")]) == 0
+    mixed = ["--with", f"{tmp_path / 'end2'}=0.4", "--with", f"{tmp_path / 'end3'}=0.2"]
+    assert export.main([str(begun), "--out", str(tmp_path / "mean"), *mixed]) == 0
+    one, two, three, mean = (speaker.load(tmp_path / name) for name in ("end1", "end2", "end3", "mean"))
+    card = (tmp_path / "mean" / "README.md").read_text()
+    assert f"Mean of weights: 40% of `{two.identity}`, 20% of `{three.identity}`, the rest what the steps made." in card
+    for name, value in mean.state_dict().items():
+        if value.is_floating_point():
+            parts = [encoder.state_dict()[name] for encoder in (one, two, three)]
+            torch.testing.assert_close(value, 0.4 * parts[0] + 0.4 * parts[1] + 0.2 * parts[2], atol=1e-5, rtol=1e-5)
+    assert export.main([str(begun), "--out", str(tmp_path / "x"), "--with", f"{tmp_path / 'end2'}=1.5"]) == 2
+    assert "the shares of --with are 0 to 1, and less than 1 together" in capsys.readouterr().err
 
 
 def test_the_teacher_is_named_where_its_file_is_gone(manifest, tmp_path):
