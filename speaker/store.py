@@ -98,8 +98,11 @@ class Store:
         """StoreError with both names where the prints are of another model than `name@digest`."""
         if self.model and not same_model(self.model, model):
             name = self.model.partition("@")[0]
+            hint = f"use --model {name}"
+            if name == model.partition("@")[0]:  # an update of the package brought others under the same name
+                hint = f"the weights of {name} are others now: give --model a folder of those, or enroll anew"
             raise StoreError(f"{self.path} holds prints of {self.model}, the encoder is {model}: they cannot be "
-                             f"compared; use --model {name}, or `speaker store migrate`")  # fmt: skip
+                             f"compared; {hint}, or `speaker store migrate`")  # fmt: skip
 
     def enroll(
         self, name: str, vectors: ArrayLike, *, model: str | None = None, quality: Sequence[Mapping[str, Any]] = (),

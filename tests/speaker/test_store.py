@@ -62,6 +62,10 @@ def test_the_default_place(monkeypatch, tmp_path):
 def test_prints_of_another_model_are_refused_with_both_names(path):
     with pytest.raises(StoreError, match=r"mine@0123456789ab.*other@ffff.*migrate"):
         Store.open(path, model="other@ffff")
+    with pytest.raises(StoreError, match="compared; use --model mine, or"):
+        Store.open(path, model="other@ffff")
+    with pytest.raises(StoreError, match="the weights of mine are others now: give --model a folder of those"):
+        Store.open(path, model="mine@ffff")
     with Store.open(path) as store:
         with pytest.raises(StoreError, match=r"mine@0123456789ab.*other@ffff"):
             store.enroll("Eve", vectors(1), model="other@ffff")
