@@ -19,11 +19,10 @@ from engine.checkpoint import drop_extras
 from engine.errors import ScoreError
 from engine.files import replacing
 from speaker import plda
-from speaker.calibration import load as load_calibration
 from speaker.collections import Collection, speaker_of
 from speaker.diarize import PLDA
 from speaker.embed import embed_files
-from speaker.evidence import CALIBRATION, COHORT, VERIFICATION, calibration_of, cohort_of, system_of
+from speaker.evidence import CALIBRATION, COHORT, VERIFICATION, calibration_of, cohort_of, system_of, verification_of
 from speaker.last_layer import transform
 from speaker.model import SpeakerEncoder, load, save
 from speaker.scoring import Floats
@@ -110,7 +109,7 @@ def adapt(encoder: SpeakerEncoder, source: Path, recordings: Collection, out: Pa
         raise ScoreError(f"the embeddings are of {recordings.model}, the model is {encoder.identity}")
     found = shift_of(recordings.names, recordings.vectors)
     calibration = calibration_of(source, encoder)
-    near = load_calibration(source / VERIFICATION) if (source / VERIFICATION).is_file() else None
+    near = verification_of(source, encoder)
     windows = plda.load(source / PLDA) if (source / PLDA).is_file() else None
     strangers = _cohort(source / COHORT, encoder)
     before = encoder.identity

@@ -133,8 +133,8 @@ def diarize(
     """Find who speaks when in a file, or in samples (N,) in [-1, 1] at the encoder's rate.
 
     `num_speakers`: if known. `models`: the calibration and PLDA of the encoder, those that are shipped with it unless
-    given. `enrolled`: names and embeddings (D,), which name the speakers that match, and
-    the seconds of speech that these rest on. `progress` gets the share done.
+    given. `enrolled`: names and embeddings (D,), which name the speakers that match; `enrolled_seconds` of speech are
+    what these rest on. `progress` gets the share done.
     Raises AudioError where there is no speech, ScoreError for more speakers than windows.
     """
     config, models = config or DiarizationConfig(), models or back_end(encoder)

@@ -14,6 +14,7 @@ from speaker.checks import number, writable
 
 if TYPE_CHECKING:
     from speaker.diarize import Diarization
+    from speaker.gallery import Gallery
 
 
 def diarize(
@@ -109,14 +110,14 @@ def _found(
     config = DiarizationConfig(**options)
     folder = checkpoint.find(model or default())
     encoder = load(folder, device)
-    known, spoken = (None, None) if enrolled is None else _enrolled(enrolled, encoder.identity)
+    gallery = None if enrolled is None else _enrolled(enrolled, encoder.identity)
     if store is not None:
         from speaker.store import Store, default_key
 
         with Store.open(store, model=encoder.identity, key=default_key()) as voices:
             gallery = voices.gallery()
-        known = dict(zip(gallery.names, gallery.means, strict=True))
-        spoken = dict(zip(gallery.names, gallery.seconds.tolist(), strict=True))
+    known = None if gallery is None else dict(zip(gallery.names, gallery.means, strict=True))
+    spoken = None if gallery is None else dict(zip(gallery.names, gallery.seconds.tolist(), strict=True))
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=1.0)
@@ -126,17 +127,14 @@ def _found(
         )  # fmt: skip
 
 
-def _enrolled(path: Path, model: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """Mean embeddings and seconds of speech of each speaker (`file_names.people`)."""
+def _enrolled(path: Path, model: str) -> Gallery:
+    """Speakers (`file_names.people`) of a file of embeddings."""
     from speaker import collections
     from speaker.file_names import people
+    from speaker.gallery import Gallery
     from speaker.store import same_model
 
     found = collections.read(path, model)
     if not same_model(found.model, model):
         raise ScoreError(f"{path} is of {found.model}, the model is {model}; embed it again")
-    names = people(found.names)
-    spoken: dict[str, float] = {}
-    for name, seconds in zip(names, found.seconds.tolist(), strict=True):
-        spoken[name] = spoken.get(name, 0.0) + seconds
-    return dict(zip(*collections.speaker_means(found.vectors, names), strict=True)), spoken
+    return Gallery(people(found.names), found.vectors, found.seconds)

@@ -90,21 +90,28 @@ def nearness(cohort: Floats, rows: NDArray[Any]) -> Floats:
 
 def evidence_of(folder: Path, encoder: SpeakerEncoder) -> Evidence | None:
     """The best that came with a model; None without a calibration, ScoreError for one of other weights."""
-    name = encoder.identity
-    path = folder / VERIFICATION
-    if path.is_file():
-        found = load_calibration(path)
-        try:
-            found.check_systems([system_of(name)])
-        except ScoreError as error:
-            raise ScoreError(f"{path}: {error}; `python -m recipes.calibrate --near` makes it anew") from error
-        cohort = cohort_of(folder, name)
+    found = verification_of(folder, encoder)
+    if found is not None:
+        cohort = cohort_of(folder, encoder.identity)
         if cohort is None or cohort.ndim != 2 or len(cohort) < 2:
-            raise ScoreError(f"{path} needs the cohort of these weights, two voices or more, as {folder / COHORT}; "
-                             "`python -m recipes.calibrate --near` makes both")  # fmt: skip
+            raise ScoreError(f"{folder / VERIFICATION} needs the cohort of these weights, two voices or more, as "
+                             f"{folder / COHORT}; `python -m recipes.calibrate --near` makes both")  # fmt: skip
         return Evidence(found, unit(cohort.astype(np.float64)))
     plain = calibration_of(folder, encoder)
     return None if plain is None else Evidence(plain)
+
+
+def verification_of(folder: Path, encoder: SpeakerEncoder) -> Calibration | None:
+    """The map that knows the cohort, which came with a model; ScoreError if it was made for other weights."""
+    path = folder / VERIFICATION
+    if not path.is_file():
+        return None
+    found = load_calibration(path)
+    try:
+        found.check_systems([system_of(encoder.identity)])
+    except ScoreError as error:
+        raise ScoreError(f"{path}: {error}; `python -m recipes.calibrate --near` makes it anew") from error
+    return found
 
 
 def system_of(model: str) -> str:

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from engine.errors import StoreError
 from speaker.file_names import text_of
-from speaker.gallery import Gallery, Match
+from speaker.gallery import Gallery, Match, unit_rows
 from speaker.store_file import Database, default_key, default_path
 
 __all__ = ["Print", "Speaker", "Store", "default_key", "default_path", "same_model"]
@@ -127,11 +127,11 @@ class Store:
         if not (len(quality) in (0, len(rows)) and len(sources) in (0, len(rows))):
             raise StoreError(f"{len(rows)} prints, but {len(quality)} qualities and {len(sources)} sources")
         settled, number = self._settle(model, rows.shape[1]), self.number_of(name)
-        numbers = []
-        for i, row in enumerate(rows):
-            data = row.astype("<f4").tobytes()
-            if self._has(number, settled, row):
+        numbers, known = [], self._directions(number, settled, rows.shape[1])
+        for i, (row, direction) in enumerate(zip(rows, unit_rows(rows), strict=True)):
+            if (known @ direction > SAME).any():
                 continue  # a recording that is given twice tells nothing new, and would count twice in the mean
+            data, known = row.astype("<f4").tobytes(), np.vstack([known, direction])
             facts = _json(quality[i]) if quality else "{}"
             values = (number, data, zlib.crc32(data), settled, migrated_from, facts,
                       text_of(sources[i]) if sources else "", created or _now())  # fmt: skip
@@ -204,7 +204,8 @@ class Store:
             for number, model, data in self.database.execute(
                 "SELECT id, model, vector FROM prints WHERE speaker = ?", (first,)
             ).fetchall():
-                if self._has(second, model, np.frombuffer(data, "<f4")):
+                direction = unit_rows(np.frombuffer(data, "<f4")[None])[0]
+                if (self._directions(second, model, len(direction)) @ direction > SAME).any():
                     self.database.execute("DELETE FROM prints WHERE id = ?", (number,))
             self.database.execute("UPDATE prints SET speaker = ? WHERE speaker = ?", (second, first))
             self.database.execute("DELETE FROM speakers WHERE id = ?", (first,))
@@ -263,15 +264,10 @@ class Store:
             self.database.set_about("dim", str(dim))
         return known or model or ""
 
-    def _has(self, speaker: int, model: str, row: NDArray[np.float32]) -> bool:
-        """Whether a print of the speaker is `row` (D,) but for rounding."""
+    def _directions(self, speaker: int, model: str, dim: int) -> NDArray[np.float32]:
+        """(n, D) of the prints of a speaker."""
         found = self.database.execute(KNOWN, (speaker, model)).fetchall()
-        if not found:
-            return False
-        prints = np.stack([np.frombuffer(each, "<f4") for (each,) in found]).astype(np.float64)
-        wanted = row.astype(np.float64)
-        cosines = prints @ wanted / (np.linalg.norm(prints, axis=1) * np.linalg.norm(wanted))
-        return bool((cosines > SAME).any())
+        return unit_rows(np.array([np.frombuffer(each, "<f4") for (each,) in found], np.float32).reshape(-1, dim))
 
     def add_speaker(self, name: str, metadata: Mapping[str, Any]) -> None:
         """Make the speaker known, or add to what is known; inside of `database.writing`."""

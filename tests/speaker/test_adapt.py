@@ -18,7 +18,7 @@ from speaker.calibration import Calibration
 from speaker.cli import app
 from speaker.collections import Collection
 from speaker.diarize import back_end
-from speaker.evidence import evidence_of
+from speaker.evidence import evidence_of, system_of
 from speaker.model import SpeakerConfig, SpeakerEncoder
 
 RATE, DIM = 16_000, 16
@@ -139,3 +139,19 @@ def test_what_cannot_be_adapted(model, recordings, tmp_path):
     other = Collection([f"{i}/a" for i in range(20)], np.ones((20, DIM)), np.ones(20), "other@0123456789ab")
     with pytest.raises(ScoreError, match="the embeddings are of other@"):
         adapt(encoder, model, other, out)
+
+
+def test_the_map_that_knows_the_cohort_comes_along_and_that_of_other_weights_does_not(model, tmp_path):
+    encoder = speaker.load(model)
+    names, vectors = voices(np.random.default_rng(3), 1.0, 20, takes=1)
+    given = Collection(names, vectors, np.ones(len(names)), encoder.identity)
+    near = Calibration([system_of(encoder.identity)], ["cohort"], [9.0, -1.0, -1.0], 0.0, 0.1, 9, 3, 0.5)
+    near.save(model / "verification.json")
+    np.savez(model / "cohort.npz", names=names, embeddings=vectors.astype(np.float32), model=encoder.identity)
+    adapt(encoder, model, given, tmp_path / "ours")
+    found = evidence_of(tmp_path / "ours", speaker.load(tmp_path / "ours"))
+    assert found.calibration.weights == near.weights and found.cohort is not None
+    replace(near, systems=["other@2:cosine+cohort50"]).save(model / "verification.json")
+    with pytest.raises(ScoreError, match=r"verification\.json: .*was made for other@2"):
+        adapt(speaker.load(model), model, given, tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
