@@ -160,7 +160,7 @@ class TestAffine:
 
 
 RANK_SCRIPT = """
-import sys
+import os, pathlib, sys, time
 import torch
 import torch.distributed as dist
 from codec.codebooks import EmaQuantizer
@@ -177,7 +177,11 @@ for step in range(4):
     free.usage[step] = 0.0
     free(torch.randn(40 + 10 * rank, 4) + rank)
 torch.save({"fixed": fixed.state_dict(), "free": free.state_dict()}, out + f"/result{rank}.pt")
-dist.destroy_process_group()
+# Taking gloo's threads down, or leaving while the other rank still sends, can abort: leave once both have written all.
+pathlib.Path(out, f"done{rank}").touch()
+while not pathlib.Path(out, f"done{1 - rank}").exists():
+    time.sleep(0.02)
+os._exit(0)
 """
 
 

@@ -29,7 +29,7 @@ ORDINARY = ["level_weights=[]", "spectrum_weight=1", 'model.quantizer_options={"
 
 # Orthogonalized steps alone, so that a matrix sent by the wrong process shows.
 STEPS = """
-import sys
+import os, pathlib, sys, time
 import torch
 from torch import distributed
 from recipes.harness.optim import Muon
@@ -47,8 +47,12 @@ for _ in range(3):
     optimizer.step()
 torch.save([weight.detach() for weight in weights], f"{folder}/{ranks}_{rank}.pt")
 if ranks > 1:
-    distributed.barrier()  # one that leaves while the other still sends makes that abort
-    distributed.destroy_process_group()
+    # One that leaves while the other still sends makes that abort, and taking gloo's threads down can abort by itself:
+    # each waits until both have written all, and leaves without that.
+    pathlib.Path(folder, f"done{rank}").touch()
+    while not pathlib.Path(folder, f"done{1 - rank}").exists():
+        time.sleep(0.02)
+    os._exit(0)
 """
 
 RUNNER = """
