@@ -117,8 +117,9 @@ def _kaldi(path: Path) -> tuple[list[str], Floats]:
         raise ScoreError(f"{path} holds no embeddings of one dimension ({error})") from error
 
 
-def cohort(source: Path, encoder: SpeakerEncoder | None, model: str, dim: int, *, lengths: bool = False) -> Floats:
-    """(C, `dim`): a mean for each of two speakers or more, of a file or a folder of speakers.
+def cohort(source: Path, encoder: SpeakerEncoder | None, model: str, dim: int, *, lengths: bool = False,
+           utt2spk: Path | None = None) -> Floats:  # fmt: skip
+    """(C, `dim`): a mean for each of two speakers or more, of a file or a folder of speakers (`speakers_of`).
 
     The mean of directions, or, with `lengths`, of the embeddings as they come, which a PLDA is for. ScoreError if they
     are not by `model`, name@digest.
@@ -141,10 +142,10 @@ def cohort(source: Path, encoder: SpeakerEncoder | None, model: str, dim: int, *
     if lengths and np.linalg.norm(found.vectors, axis=1).max() < 1 + 1e-3:
         raise ScoreError(f"{source} holds directions, and a PLDA needs the lengths of embeddings too; give --cohort "
                          "with recordings, or embeddings of `speaker embed`")  # fmt: skip
-    means = speaker_means(found.vectors, [speaker_of(name) for name in found.names], lengths=lengths)[1]
+    means = speaker_means(found.vectors, speakers_of(found.names, utt2spk), lengths=lengths)[1]
     if len(means) < 2:
-        raise ScoreError(f"{source} is a cohort of one speaker; the folders of the recordings are the speakers, and "
-                         "two are needed, better hundreds")  # fmt: skip
+        by = "the folders of the recordings are the speakers" if utt2spk is None else f"{utt2spk} says so"
+        raise ScoreError(f"{source} is a cohort of one speaker; {by}, and two are needed, better hundreds")
     return means
 
 
@@ -194,6 +195,17 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ScoreError(f"{path}: no list can be read from it ({error})") from error
+
+
+def speakers_of(names: list[str], utt2spk: Path | None) -> list[str]:
+    """Who speaks in each recording: its folder, or what Kaldi's list says; ScoreError for recordings that it lacks."""
+    if utt2spk is None:
+        return [speaker_of(name) for name in names]
+    owners = read_utt2spk(utt2spk)
+    unknown = [name for name in names if name not in owners]
+    if unknown:
+        raise ScoreError(f"{utt2spk} does not say who speaks in {len(unknown)} recordings, the first is {unknown[0]}")
+    return [owners[name] for name in names]
 
 
 def read_utt2spk(path: Path) -> dict[str, str]:

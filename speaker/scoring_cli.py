@@ -46,6 +46,10 @@ def score(
     cohort: Annotated[
         Path | None, typer.Option(help="Folder of speakers, .npz or .parquet.", show_default="the model's")
     ] = None,
+    utt2spk: Annotated[
+        Path | None,
+        typer.Option(help="`recording speaker` a line, for --cohort.", show_default="the folders of its recordings"),
+    ] = None,
     top: Annotated[
         int | None, typer.Option(help="Cohort scores that --norm as and near take.", show_default="200 and 50")
     ] = None,
@@ -77,7 +81,7 @@ def score(
     from speaker.trials import read_trials
 
     # All that can be wrong with the options is found before hours of embedding.
-    writable(out, force, [trials, embeddings, enrol, plda, cohort, calibration, by])
+    writable(out, force, [trials, embeddings, enrol, plda, cohort, utt2spk, calibration, by])
     if pictures is not None:
         plots.check(pictures, force)
     probability(prior)
@@ -88,6 +92,8 @@ def score(
         raise ScoreError("--seconds cuts recordings, and embeddings are ready; leave one of them out")
     if cohort is not None and norm == "none":
         raise ScoreError("--cohort is for --norm s, as and near; leave it out, or say which")
+    if utt2spk is not None and cohort is None:
+        raise ScoreError("--utt2spk says who speaks in the recordings of a --cohort; name that too, or leave it out")
     top = _top(norm, top)
     chosen_backend = _backend(backend, plda)
     map_ = None if calibration is None else calibrations.load(calibration)
@@ -113,7 +119,8 @@ def score(
         collections.check_recordings(encoder, root, _names(listed, models))
     others = None
     if norm != "none":
-        others = collections.cohort(_cohort(cohort, model), encoder, of_model, dim, lengths=lengths)
+        source = _cohort(cohort, model)
+        others = collections.cohort(source, encoder, of_model, dim, lengths=lengths, utt2spk=utt2spk)
         if top is not None and len(others) < top:
             warn(f"the cohort has {len(others)} speakers, fewer than the {top} whose scores count; few strangers tell "
                  "little of how alike strangers are")  # fmt: skip
@@ -171,12 +178,7 @@ def plda(
         raise ScoreError(f"{adapt_to} is of {other.model}, {embeddings} is of {found.model}")
     if other is not None and other.vectors.shape[1] != found.vectors.shape[1]:
         raise ScoreError(f"{adapt_to} has {other.vectors.shape[1]} dimensions, {embeddings} {found.vectors.shape[1]}")
-    owners = {} if utt2spk is None else collections.read_utt2spk(utt2spk)
-    unknown = [name for name in found.names if owners and name not in owners]
-    if unknown:
-        raise ScoreError(f"{utt2spk} does not say who speaks in {len(unknown)} recordings, the first is {unknown[0]}")
-    named = [owners.get(name) or collections.speaker_of(name) for name in found.names]
-    speakers = np.unique(named, return_inverse=True)[1]
+    speakers = np.unique(collections.speakers_of(found.names, utt2spk), return_inverse=True)[1]
     trained = backend.train(found.vectors, speakers, dim)
     if other is not None:
         trained = backend.adapt(trained, other.vectors)

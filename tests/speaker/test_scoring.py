@@ -244,3 +244,18 @@ def test_utt2spk_says_who_speaks(tmp_path):
     (tmp_path / "u").write_text("a.wav ann\na.wav bob\n")
     with pytest.raises(ScoreError, match="line 2: expected a recording, once"):
         read_utt2spk(tmp_path / "u")
+
+
+def test_utt2spk_joins_the_recordings_of_a_cohort(tmp_path):
+    rows = np.eye(6)[:4]
+    np.savez(tmp_path / "c.npz", names=["i7-a-1", "i7-b-1", "i9-a-1", "i9-a-2"], embeddings=rows, model="x@1")
+    assert len(cohort(tmp_path / "c.npz", None, "x@1", 6)) == 4, "names that tell nothing: each is somebody"
+    (tmp_path / "u").write_text("i7-a-1 i7\ni7-b-1 i7\ni9-a-1 i9\ni9-a-2 i9\nelse i8\n")
+    means = cohort(tmp_path / "c.npz", None, "x@1", 6, utt2spk=tmp_path / "u")
+    np.testing.assert_allclose(means, [rows[:2].mean(0), rows[2:].mean(0)])
+    (tmp_path / "u").write_text("i7-a-1 i7\ni7-b-1 i7\ni9-a-1 i7\ni9-a-2 i7\n")
+    with pytest.raises(ScoreError, match="cohort of one speaker; .*u says so"):
+        cohort(tmp_path / "c.npz", None, "x@1", 6, utt2spk=tmp_path / "u")
+    (tmp_path / "u").write_text("")
+    with pytest.raises(ScoreError, match="does not say who speaks in 4 recordings, the first is i7-a-1"):
+        cohort(tmp_path / "c.npz", None, "x@1", 6, utt2spk=tmp_path / "u")

@@ -118,6 +118,13 @@ def test_normalized_with_a_cohort_and_by_plda_from_ready_embeddings(run, folder)
     given = ["--trials", "listed.txt", "--embeddings", "e.npz"]
     run("score", *given, "--out", "as.txt", "--norm", "as", "--top", "4", "--cohort", "e.npz")
     assert set(score_files.read(folder / "as.txt").quality) == {"magnitude", "seconds", "cohort"}
+    names = np.load(folder / "e.npz")["names"].tolist()
+    (folder / "utt2spk").write_text("".join(f"{name} {name}\n" for name in names))
+    alone = ["--norm", "as", "--top", "4", "--cohort", "e.npz", "--utt2spk", "utt2spk"]
+    run("score", *given, "--out", "alone.txt", *alone)
+    assert not np.allclose(score_files.read(folder / "as.txt").scores, score_files.read(folder / "alone.txt").scores)
+    with pytest.raises(Exception, match="--utt2spk says who speaks in the recordings of a --cohort"):
+        run("score", *given, "--out", "x.txt", "--norm", "as", "--utt2spk", "utt2spk")
     assert "dimensions" in run("plda", "e.npz", "--dim", "5", "--out", "p.npz").stdout
     plda = json.loads(run("score", *given, "--out", "p.txt", "--backend", "plda", "--plda", "p.npz", "--json").stdout)
     plain = json.loads(run("score", *given, "--out", "c.txt", "--json").stdout)
