@@ -148,11 +148,15 @@ def _shortest(seconds: Floats) -> float:
 
 def _logistic(x: Floats, labels: NDArray[np.bool_], prior: float) -> tuple[Floats, float]:
     """Newton's method on standardized columns; a weak pull to zero keeps separable trials from infinite weights."""
+    most = np.abs(x).max(0)
+    most = np.where(most > 0, most, 1.0)  # squares of tiny and of huge scores do not fit into a double
+    x = x / most
     mean, spread = x.mean(0), x.std(0)
     spread = np.where(spread > 1e-12, spread, 1.0)
     z = np.concatenate([(x - mean) / spread, np.ones((len(x), 1))], axis=1)
     share = np.where(labels, prior / labels.sum(), (1 - prior) / (~labels).sum())
-    at_prior, sign, pull = math.log(prior / (1 - prior)), np.where(labels, 1.0, -1.0), 1e-6
+    at_prior, sign = math.log(prior / (1 - prior)), np.where(labels, 1.0, -1.0)
+    pull = 2e-6 * min(prior, 1 - prior)  # the loss is as small
     w = np.zeros(z.shape[1])
 
     def loss(w: Floats) -> float:
@@ -166,6 +170,6 @@ def _logistic(x: Floats, labels: NDArray[np.bool_], prior: float) -> tuple[Float
         while loss(w - size * step) > loss(w) and size > 1e-8:
             size /= 2
         w = w - size * step
-        if np.abs(gradient).max() < 1e-10:
+        if np.abs(gradient).max() < 1e-4 * pull:
             break
-    return w[:-1] / spread, float(w[-1] - w[:-1] @ (mean / spread))
+    return w[:-1] / spread / most, float(w[-1] - w[:-1] @ (mean / spread))

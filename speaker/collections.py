@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from speaker.recordings import find_recordings
 from speaker.scoring import Floats, unit
 from speaker.store import same_model
 from speaker.trials import speaker_of
+
+logger = logging.getLogger(__name__)
 
 PIECE = 512  # recordings that are embedded before the first of them that failed ends the work
 
@@ -198,9 +201,19 @@ def _lines(path: Path) -> list[str]:
 
 
 def speakers_of(names: list[str], utt2spk: Path | None) -> list[str]:
-    """Who speaks in each recording: its folder, or what Kaldi's list says; ScoreError for recordings that it lacks."""
+    """Who speaks in each recording: its folder, or what Kaldi's list says; ScoreError for recordings that it lacks.
+
+    Warns of folders in folders: in VoxCeleb's the inner ones are videos, in LibriSpeech's chapters.
+    """
     if utt2spk is None:
-        return [speaker_of(name) for name in names]
+        folders = [speaker_of(name) for name in names]
+        outer = {PurePosixPath(folder).parent.as_posix() for folder in folders}
+        if len(outer) >= 10 and 1 < len(set(folders)) / len(outer) < 50:  # few with many inside are corpora, not people
+            logger.warning(
+                "%d folders of recordings, each taken for a speaker, lie in %d others, such as %s; if those are the "
+                "speakers, give --utt2spk FILE, `recording speaker` a line", len(set(folders)), len(outer), min(outer),
+            )  # fmt: skip
+        return folders
     owners = read_utt2spk(utt2spk)
     unknown = [name for name in names if name not in owners]
     if unknown:
@@ -238,6 +251,8 @@ def read_spk2utt(path: Path) -> dict[str, list[str]]:
             raise ScoreError(f"{path}, line {number}: {name} has no utterances")
         if name in models:
             raise ScoreError(f"{path}, line {number}: {name} stands there twice")
+        if len(set(utterances)) < len(utterances):
+            raise ScoreError(f"{path}, line {number}: an utterance of {name} stands there twice; it would count as two")
         if name:
             models[name] = utterances
     if not models:

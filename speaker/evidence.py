@@ -29,6 +29,7 @@ from speaker.calibration import Calibration
 from speaker.calibration import load as load_calibration
 from speaker.embedding_files import BROKEN, reason
 from speaker.scoring import ROWS, Floats, unit
+from speaker.store import same_model
 
 if TYPE_CHECKING:
     from speaker.model import SpeakerEncoder
@@ -140,7 +141,7 @@ def cohort_of(folder: Path, model: str) -> NDArray[np.float32] | None:
     except BROKEN as error:
         why = reason(error)
         raise ScoreError(f"{path} holds no cohort ({why}); `python -m recipes.calibrate` makes one") from error
-    if made_for.partition("@")[2] != model.partition("@")[2]:
+    if not same_model(made_for, model):
         warnings.warn(f"{path} was made for {made_for}, not for {model}; it is not used", stacklevel=2)
         return None
     return vectors

@@ -32,6 +32,9 @@ def calibrate(
     if len({file.system for file in files}) > 1:
         raise ScoreError(f"the files are of several systems: {', '.join(sorted({f.system for f in files}))}; "
                          "`speaker fuse` joins systems")  # fmt: skip
+    if " & " in files[0].system:
+        raise ScoreError(f"{scores[0]} was fused, which gives log-likelihood ratios; for other ones, `speaker fuse "
+                         "--learn` anew on the systems' own scores")  # fmt: skip
     missing = [name for name in names if any(name not in file.quality for file in files)]
     if missing:
         raise ScoreError(f"the files do not have the quality measures {', '.join(missing)}; --quality '' does without")

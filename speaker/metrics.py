@@ -35,7 +35,7 @@ class Cost(NamedTuple):
     @property
     def threshold(self) -> float:
         """The log-likelihood ratio (natural) from which on accepting costs less."""
-        return math.log(self.false_accept * (1 - self.prior) / (self.miss * self.prior))
+        return math.log(self.false_accept) + math.log1p(-self.prior) - math.log(self.miss) - math.log(self.prior)
 
     def normalized(self, miss: ArrayLike, false_accept: ArrayLike) -> Floats:
         """Expected cost, 1 for whoever accepts all or none, whichever is cheaper."""

@@ -10,6 +10,7 @@ part of a model, in `engine.features`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,11 @@ class SpeakerEncoder(nn.Module):
 
     @property
     def identity(self) -> str:
-        """`name@digest`: embeddings, stores, cohorts and calibrations are of the encoder that they name so."""
-        return f"{self.name}@{self.digest}"
+        """`name@digest`: embeddings, stores, cohorts and calibrations are of the encoder that they name so.
+
+        Without what names of systems of scores are taken apart by: "ecapa (1)" is a copy that a file manager makes.
+        """
+        return f"{re.sub(r'[@:&()]', '_', self.name)}@{self.digest}"
 
     @property
     def embedding_dim(self) -> int:

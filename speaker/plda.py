@@ -127,7 +127,12 @@ def adapt(plda: Plda, vectors: Floats, within_share: float = 0.75, between_share
     """Fit to unlabelled embeddings (n, D) of a new domain, as Kaldi's ivector-adapt-plda does.
 
     Where they spread more than the model expects, the excess goes to W and B by these shares; the mean is theirs.
+    ScoreError for as few as the dimensions: by chance alone these spread more in some directions. Better are ten times
+    as many.
     """
+    if len(vectors) <= len(plda.psi):
+        raise ScoreError(f"{len(vectors)} embeddings do not tell how a new domain spreads in {len(plda.psi)} "
+                         "dimensions; give ten times as many as dimensions, or leave the adaptation out")  # fmt: skip
     centred = Plda(vectors.mean(0), plda.lda, plda.mean, plda.transform, plda.psi, plda.length_norm)
     x = centred._reduced(vectors)
     mean = x.mean(0)

@@ -104,7 +104,8 @@ def embedding_map(ax: Any, vectors: Floats, speakers: list[str], most: int = 20)
     flat = (points - means.mean(0)) @ axes.T
     colours = _pyplot().get_cmap("tab20")
     for number, row in enumerate(np.unique(rows)):
-        ax.scatter(*flat[rows == row].T, s=10, color=colours(number % 20), label=str(names[row]))
+        label = str(names[row]).replace("$", r"\$")  # no formula
+        ax.scatter(*flat[rows == row].T, s=10, color=colours(number % 20), label=label)
     ax.set(xlabel="first direction between speakers", ylabel="second", title="Embeddings by speaker")
     ax.legend(fontsize=6, ncol=2)
 

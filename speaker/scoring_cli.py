@@ -98,10 +98,10 @@ def score(
     chosen_backend = _backend(backend, plda)
     map_ = None if calibration is None else calibrations.load(calibration)
     listed = read_trials(trials)
-    groups = {} if by is None else read_groups(by, listed)
+    models = {} if enrol is None else collections.read_spk2utt(enrol)
+    groups = {} if by is None else read_groups(by, listed, models)
     if all(listed.labels) or not any(listed.labels):
         raise ScoreError(f"{trials}: all {len(listed)} trials are of one kind; error rates need both")
-    models = {} if enrol is None else collections.read_spk2utt(enrol)
     encoder = None if embeddings is not None and model is None else _encoder(model)
     ready = None if embeddings is None else collections.read(embeddings, encoder.identity if encoder else "unknown")
     if ready is not None and encoder is not None and not same_model(ready.model, encoder.identity):
@@ -138,8 +138,13 @@ def score(
         warn(sentence)
     sides = listed.rows(found.names)
     quality: dict[str, Any] = {"magnitude": np.linalg.norm(found.vectors, axis=1)[sides]}
-    if np.isfinite(found.seconds).all():
-        quality["seconds"] = found.seconds[sides]
+    spoken = found.seconds[sides]
+    if np.isfinite(spoken).all():
+        quality["seconds"] = spoken
+    elif np.isfinite(spoken).any():
+        unknown = sorted({found.names[row] for row in sides[~np.isfinite(spoken)]})
+        warn(f"the seconds of {len(unknown)} recordings are not known, the first is {unknown[0]}: no trial has them as "
+             "a quality measure")  # fmt: skip
     if scored.cohort_means is not None:
         quality["cohort"] = np.stack(scored.cohort_means, axis=1)
     values = scored.values if map_ is None else map_.llr(scored.values[:, None], quality)

@@ -283,7 +283,7 @@ class Store:
 
 def same_model(first: str, second: str) -> bool:
     """A model is what its weights are: its folder may be renamed."""
-    digests = first.partition("@")[2], second.partition("@")[2]
+    digests = [name.rpartition("@")[2] if "@" in name else "" for name in (first, second)]
     return digests[0] == digests[1] if all(digests) else first == second
 
 

@@ -201,6 +201,25 @@ def test_a_plda_is_of_one_encoder_and_one_calibration_of_one_plda(run, folder):
         run("plda", "a.npz", "--out", "c.npz", "--utt2spk", "utt2spk")
 
 
+def test_seconds_that_are_not_known_of_all(run, folder):
+    run("embed", "in", "--model", "./mine", "--out", "some.npz", "--force")
+    listed = (folder / "trials.txt").read_text().replace(" s", " in/s")
+    (folder / "listed.txt").write_text(listed)
+    with np.load(folder / "some.npz") as parts:
+        values = dict(parts)
+    given = ["--trials", "listed.txt", "--embeddings", "some.npz", "--force", "--out", "some.txt"]
+    extra = {"names": [*values["names"], "unused.wav"], "seconds": [*values["seconds"], np.nan]}
+    extra["embeddings"] = np.concatenate([values["embeddings"], values["embeddings"][:1]])
+    np.savez(folder / "some.npz", **{**values, **extra})
+    run("score", *given)
+    assert "seconds" in score_files.read(folder / "some.txt").quality, "that of no trial is not asked for"
+    values["seconds"][0] = np.nan
+    np.savez(folder / "some.npz", **values)
+    said = run("score", *given).stderr
+    assert "seconds" not in score_files.read(folder / "some.txt").quality
+    assert f"the seconds of 1 recordings are not known, the first is {values['names'][0]}" in said
+
+
 def test_enrolment_from_several_recordings(run, folder):
     (folder / "spk2utt").write_text("alice s0/0.wav s0/1.wav\nbob s1/0.wav\n")
     (folder / "few.txt").write_text("alice s0/2.wav target\nalice s1/2.wav nontarget\nbob s1/2.wav target\n")
