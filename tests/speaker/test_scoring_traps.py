@@ -94,7 +94,8 @@ def test_groups_of_long_numbers_and_of_no_noise(tmp_path):
     rows = "".join(f"r{i},{20190101 + i},{'inf' if i in (5, 6) else 10 * i}\n" for i in range(12))
     groups = read_groups(table(tmp_path, "path,date,snr\n" + rows), trials)
     assert groups["date"] == groups["date"][::-1] and len(set(groups["date"])) == 3
-    assert len(set(groups["snr"])) == 3 and groups["snr"][4] == groups["snr"][5] and groups["snr"][5].endswith(" to inf")
+    ratios = groups["snr"]
+    assert len(set(ratios)) == 3 and ratios[4] == ratios[5] and ratios[5].endswith(" to inf")
 
 
 def test_a_table_that_says_two_things(tmp_path):
