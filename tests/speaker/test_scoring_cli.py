@@ -118,11 +118,9 @@ def test_normalized_with_a_cohort_and_by_plda_from_ready_embeddings(run, folder)
     given = ["--trials", "listed.txt", "--embeddings", "e.npz"]
     run("score", *given, "--out", "as.txt", "--norm", "as", "--top", "4", "--cohort", "e.npz")
     assert set(score_files.read(folder / "as.txt").quality) == {"magnitude", "seconds", "cohort"}
-    names = np.load(folder / "e.npz")["names"].tolist()
-    (folder / "utt2spk").write_text("".join(f"{name} {name}\n" for name in names))
-    alone = ["--norm", "as", "--top", "4", "--cohort", "e.npz", "--utt2spk", "utt2spk"]
-    run("score", *given, "--out", "alone.txt", *alone)
-    assert not np.allclose(score_files.read(folder / "as.txt").scores, score_files.read(folder / "alone.txt").scores)
+    (folder / "utt2spk").write_text("".join(f"{name} {name}\n" for name in np.load(folder / "e.npz")["names"]))
+    run("score", *given, "--out", "own.txt", "--norm", "as", "--top", "4", "--cohort", "e.npz", "--utt2spk", "utt2spk")
+    assert not np.allclose(score_files.read(folder / "as.txt").scores, score_files.read(folder / "own.txt").scores)
     with pytest.raises(Exception, match="--utt2spk says who speaks in the recordings of a --cohort"):
         run("score", *given, "--out", "x.txt", "--norm", "as", "--utt2spk", "utt2spk")
     assert "dimensions" in run("plda", "e.npz", "--dim", "5", "--out", "p.npz").stdout
@@ -202,22 +200,16 @@ def test_a_plda_is_of_one_encoder_and_one_calibration_of_one_plda(run, folder):
 
 
 def test_seconds_that_are_not_known_of_all(run, folder):
-    run("embed", "in", "--model", "./mine", "--out", "some.npz", "--force")
-    listed = (folder / "trials.txt").read_text().replace(" s", " in/s")
-    (folder / "listed.txt").write_text(listed)
-    with np.load(folder / "some.npz") as parts:
-        values = dict(parts)
-    given = ["--trials", "listed.txt", "--embeddings", "some.npz", "--force", "--out", "some.txt"]
-    extra = {"names": [*values["names"], "unused.wav"], "seconds": [*values["seconds"], np.nan]}
-    extra["embeddings"] = np.concatenate([values["embeddings"], values["embeddings"][:1]])
-    np.savez(folder / "some.npz", **{**values, **extra})
-    run("score", *given)
-    assert "seconds" in score_files.read(folder / "some.txt").quality, "that of no trial is not asked for"
-    values["seconds"][0] = np.nan
-    np.savez(folder / "some.npz", **values)
-    said = run("score", *given).stderr
-    assert "seconds" not in score_files.read(folder / "some.txt").quality
-    assert f"the seconds of 1 recordings are not known, the first is {values['names'][0]}" in said
+    run("embed", "in", "--model", "./mine", "--out", "timed.npz")
+    values = dict(np.load(folder / "timed.npz"))
+    values["seconds"][0], first = np.nan, values["names"][0]
+    np.savez(folder / "timed.npz", **values)
+    pairs = (folder / "trials.txt").read_text().replace(" s", " in/s").splitlines()
+    for listed, known in ((pairs, False), ([pair for pair in pairs if first not in pair], True)):
+        (folder / "timed.txt").write_text("\n".join(listed))
+        found = run("score", "--trials", "timed.txt", "--embeddings", "timed.npz", "--force", "--out", "timed.out")
+        assert ("seconds" in score_files.read(folder / "timed.out").quality) == known
+        assert (f"the seconds of 1 recordings are not known, the first is {first}" in found.stderr) != known
 
 
 def test_enrolment_from_several_recordings(run, folder):
