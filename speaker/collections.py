@@ -20,7 +20,7 @@ from speaker.scoring import Floats, unit
 from speaker.store import same_model
 from speaker.trials import speaker_of
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 PIECE = 512  # recordings that are embedded before the first of them that failed ends the work
 
@@ -207,11 +207,12 @@ def speakers_of(names: list[str], utt2spk: Path | None) -> list[str]:
     """
     if utt2spk is None:
         folders = [speaker_of(name) for name in names]
-        outer = {PurePosixPath(folder).parent.as_posix() for folder in folders}
-        if len(outer) >= 10 and 1 < len(set(folders)) / len(outer) < 50:  # few with many inside are corpora, not people
-            logger.warning(
+        inner = set(folders)
+        outer = {PurePosixPath(folder).parent.as_posix() for folder in inner}
+        if len(outer) >= 10 and 1 < len(inner) / len(outer) < 50:  # few with many inside are corpora, not people
+            log.warning(
                 "%d folders of recordings, each taken for a speaker, lie in %d others, such as %s; if those are the "
-                "speakers, give --utt2spk FILE, `recording speaker` a line", len(set(folders)), len(outer), min(outer),
+                "speakers, give --utt2spk FILE, `recording speaker` a line", len(inner), len(outer), min(outer),
             )  # fmt: skip
         return folders
     owners = read_utt2spk(utt2spk)

@@ -62,3 +62,31 @@ def test_what_is_not_known_is_a_group_of_its_own(tmp_path):
     assert groups["gender"] == ["f", "f", "unknown", "unknown", "f"]
     assert groups["snr"][1:4] == ["unknown"] * 3 and "unknown" not in (groups["snr"][0], groups["snr"][4])
     assert groups["snr"][0] != groups["snr"][4]
+
+
+def test_groups_of_long_numbers_and_of_no_noise(tmp_path):
+    names = [f"r{i}" for i in range(12)]
+    trials = Trials(names, names[::-1], [True, False] * 6)
+    rows = "".join(f"r{i},{20190101 + i},{'inf' if i in (5, 6) else 10 * i}\n" for i in range(12))
+    groups = read_groups(written(tmp_path, "path,date,snr\n" + rows), trials)
+    assert groups["date"] == groups["date"][::-1] and len(set(groups["date"])) == 3
+    ratios = groups["snr"]
+    assert len(set(ratios)) == 3 and ratios[4] == ratios[5] and ratios[5].endswith(" to inf")
+
+
+def test_a_table_that_says_two_things(tmp_path):
+    trials = Trials(["a"], ["b"], [True])
+    with pytest.raises(ScoreError, match="says different things of a"):
+        read_groups(written(tmp_path, "path,gender\na,m\nb,f\na,f\n"), trials)
+    with pytest.raises(ScoreError, match="several columns 'gender'"):
+        read_groups(written(tmp_path, "path,gender,gender\na,m,1\nb,f,1\n"), trials)
+    assert read_groups(written(tmp_path, "path,gender\na,m\nb,f\na,m\n"), trials)["gender"] == ["different"]
+
+
+def test_models_are_in_the_groups_of_their_recordings(tmp_path):
+    trials = Trials(["ann", "ann", "bob"], ["d", "c", "d"], [True, False, True])
+    rows = "path,gender,snr\na,f,20\nb,f,5\nc,m,30\nd,f,10\n"
+    groups = read_groups(written(tmp_path, rows), trials, {"ann": ["a", "b"], "bob": ["b", "c"]})
+    assert groups["gender"] == ["f", "different", "unknown"]
+    with pytest.raises(ScoreError, match="does not have 1 of the recordings, the first is bob"):
+        read_groups(written(tmp_path, rows), trials, {"ann": ["a", "b"], "bob": ["b", "x"]})

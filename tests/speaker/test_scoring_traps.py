@@ -12,11 +12,9 @@ from engine.features import kaldi_fbank
 from speaker import calibration, collections, plda, plots
 from speaker.backbones.ecapa_tdnn import EcapaTdnnConfig
 from speaker.evidence import cohort_of
-from speaker.groups import read_groups
 from speaker.metrics import Cost
 from speaker.model import SpeakerConfig, SpeakerEncoder
 from speaker.store import same_model
-from speaker.trials import Trials
 
 
 def test_folders_of_videos_are_told_from_folders_of_people(caplog):
@@ -81,39 +79,6 @@ def test_a_calibration_of_tiny_and_huge_scores(scale):
 def test_a_threshold_for_any_cost():
     assert Cost(1e-200, 1e-200, 1.0).threshold == pytest.approx(400 * math.log(10))
     assert Cost(0.01, 1.0, 1.0).threshold == pytest.approx(math.log(99))
-
-
-def table(tmp_path, text):
-    (tmp_path / "t.csv").write_text(text)
-    return tmp_path / "t.csv"
-
-
-def test_groups_of_long_numbers_and_of_no_noise(tmp_path):
-    names = [f"r{i}" for i in range(12)]
-    trials = Trials(names, names[::-1], [True, False] * 6)
-    rows = "".join(f"r{i},{20190101 + i},{'inf' if i in (5, 6) else 10 * i}\n" for i in range(12))
-    groups = read_groups(table(tmp_path, "path,date,snr\n" + rows), trials)
-    assert groups["date"] == groups["date"][::-1] and len(set(groups["date"])) == 3
-    ratios = groups["snr"]
-    assert len(set(ratios)) == 3 and ratios[4] == ratios[5] and ratios[5].endswith(" to inf")
-
-
-def test_a_table_that_says_two_things(tmp_path):
-    trials = Trials(["a"], ["b"], [True])
-    with pytest.raises(ScoreError, match="says different things of a"):
-        read_groups(table(tmp_path, "path,gender\na,m\nb,f\na,f\n"), trials)
-    with pytest.raises(ScoreError, match="several columns 'gender'"):
-        read_groups(table(tmp_path, "path,gender,gender\na,m,1\nb,f,1\n"), trials)
-    assert read_groups(table(tmp_path, "path,gender\na,m\nb,f\na,m\n"), trials)["gender"] == ["different"]
-
-
-def test_models_are_in_the_groups_of_their_recordings(tmp_path):
-    trials = Trials(["ann", "ann", "bob"], ["d", "c", "d"], [True, False, True])
-    rows = "path,gender,snr\na,f,20\nb,f,5\nc,m,30\nd,f,10\n"
-    groups = read_groups(table(tmp_path, rows), trials, {"ann": ["a", "b"], "bob": ["b", "c"]})
-    assert groups["gender"] == ["f", "different", "unknown"]
-    with pytest.raises(ScoreError, match="does not have 1 of the recordings, the first is bob"):
-        read_groups(table(tmp_path, rows), trials, {"ann": ["a", "b"], "bob": ["b", "x"]})
 
 
 def test_an_utterance_enrols_once(tmp_path):
