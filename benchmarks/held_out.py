@@ -3,9 +3,9 @@
     python -m benchmarks.held_out MODEL... --data MANIFEST [--noise MANIFEST] [--apart CORPUS...] [--write FILE...]
 
 Up to 12 crops of 4 s of each speaker, short recordings joined, no two of them with a sample in common; cut to 1, 2 and
-4 s; all pairs within one corpus, by cosine, the mean of all crops taken off. Corpora named by --apart are a group of
-their own: those that were heard without labels too, or whose labels are less certain. With --noise the same crops
-again, at 0 to 20 dB.
+4 s (or to --seconds, the last being the length of the crops); all pairs within one corpus, by cosine, the mean of all
+crops taken off. Corpora named by --apart are a group of their own: those that were heard without labels too, or whose
+labels are less certain. With --noise the same crops again, at 0 to 20 dB.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CUTS = (1, 2, 4)  # seconds
 MOST = 12  # crops of a speaker
 BATCH = 32
 SNR = (0.0, 20.0)
-HEADING = ("encoder", "speakers of", "noise", *(f"{seconds} s" for seconds in CUTS))
+HEADING = ("encoder", "speakers of", "noise")
 Wav = NDArray[np.float32]
 
 
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--percent", type=float, default=SpeakerRecipe(name="").validation_percent,
                         help="of the speakers that training held out")  # fmt: skip
+    parser.add_argument("--seconds", nargs="+", type=float, default=CUTS)
     parser.add_argument("--apart", nargs="+", default=[], metavar="CORPUS")
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="CORPUS")
     parser.add_argument("--write", nargs="+", type=Path, default=[], metavar="FILE")
@@ -63,6 +64,9 @@ def measure(options: argparse.Namespace) -> str:
     encoders = [(Path(name).name, speaker.load(name)) for name in options.models]  # folders may share a name
     if any(encoder.config.front_end.sample_rate != RATE for _, encoder in encoders):
         raise ConfigError(f"these figures are of encoders at {RATE} Hz")
+    cuts = sorted(options.seconds)
+    if not 0.1 <= cuts[0] <= cuts[-1] <= 60:
+        raise ConfigError(f"--seconds from 0.1 to 60, not {cuts[0]:g} to {cuts[-1]:g}")
     samples, utterances = build_cache(options.data, options.cache, RATE)
     known = labelled(utterances, (*options.apart, *options.leave_out))
     held_out = [
@@ -70,27 +74,28 @@ def measure(options: argparse.Namespace) -> str:
     ]
     apart = [corpus_of(u.speaker) in options.apart for u in held_out]
     groups = {
-        name: crops(samples, [u for u, is_apart in zip(held_out, apart, strict=True) if is_apart == wanted])
+        name: crops(samples, [u for u, is_apart in zip(held_out, apart, strict=True) if is_apart == wanted], cuts[-1])
         for name, wanted in (("the corpora", False), (", ".join(options.apart), True))
     }
     groups = {name: (owners, wavs) for name, (owners, wavs) in groups.items() if len(set(owners)) > 1}
     if not groups:
-        raise ConfigError(f"no two held-out speakers have {CUTS[-1]} s of speech; raise --percent as in training")
+        raise ConfigError(f"no two held-out speakers have {cuts[-1]:g} s of speech; raise --percent as in training")
     rows, counts = [], []
     for name, (owners, wavs) in groups.items():
         counts.append(f"{name}: {len(owners)} crops of {len(set(owners))} speakers")
         for noise, heard in ("no", wavs), *((("yes", noisy(wavs, options.noise)),) if options.noise else ()):
             for title, encoder in encoders:
-                cells = [errors(embed(encoder, heard[:, : cut * RATE]), owners) for cut in CUTS]
+                cells = [errors(embed(encoder, heard[:, : round(cut * RATE)]), owners) for cut in cuts]
                 rows.append([title, name, noise, *cells])
                 print(*rows[-1], sep="\t", file=sys.stderr, flush=True)
     identities = ", ".join(encoder.identity for _, encoder in encoders)
-    return f"{report.table(HEADING, rows)}\n\nEER % [95 %] / minDCF(0.01). {'; '.join(counts)}. {identities}."
+    heading = (*HEADING, *(f"{cut:g} s" for cut in cuts))
+    return f"{report.table(heading, rows)}\n\nEER % [95 %] / minDCF(0.01). {'; '.join(counts)}. {identities}."
 
 
-def crops(samples: NDArray[np.int16], utterances: list[Utterance]) -> tuple[list[str], Wav]:
+def crops(samples: NDArray[np.int16], utterances: list[Utterance], seconds: float) -> tuple[list[str], Wav]:
     """Speakers (n,) and crops (n, N), in an order that depends on the recordings alone."""
-    wanted = CUTS[-1] * RATE
+    wanted = round(seconds * RATE)
     found = list(joined(samples, utterances, np.random.default_rng(5), lambda: wanted, wanted, MOST))
     return [owner for owner, _ in found], np.array([wav for _, wav in found], np.float32).reshape(-1, wanted)
 

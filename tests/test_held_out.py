@@ -61,7 +61,12 @@ def test_encoders_are_compared_on_held_out_speakers(corpora, capsys, monkeypatch
         ratio = 10 * np.log10(np.square(clean).mean(1) / np.square(noisy - clean).mean(1))
         assert (ratio > -1).all() and (ratio < 21).all() and np.ptp(ratio) > 3
     assert "the corpora: 8 crops of 4 speakers; callers: 8 crops of 4 speakers. mine@" in "\n".join(lines)
-    capsys.readouterr()
+    heard.clear()
+    assert held_out.main(held_out_arguments(corpora, "--seconds", "3", "0.5")) == 0
+    assert [wavs.shape for wavs in heard] == [(24, 8_000), (24, 48_000)]
+    assert "| 0.5 s | 3 s |" in capsys.readouterr().out
+    assert held_out.main(held_out_arguments(corpora, "--seconds", "0", "4")) == 2
+    assert "--seconds from 0.1 to 60" in capsys.readouterr().err
     assert held_out.main(held_out_arguments(corpora, "--apart", "singers")) == 2
     assert "no speaker of singers; there are callers, readers" in capsys.readouterr().err
     assert held_out.main(held_out_arguments(corpora, "--percent", "0")) == 2
@@ -70,7 +75,7 @@ def test_encoders_are_compared_on_held_out_speakers(corpora, capsys, monkeypatch
 
 def test_held_out_crops_share_no_sample(corpora):
     samples, utterances = held_out.build_cache([str(corpora / "readers")], corpora / "cache", 16_000)
-    owners, wavs = held_out.crops(samples, utterances)
+    owners, wavs = held_out.crops(samples, utterances, 4)
     assert owners == [f"readers/r{number}" for number in range(4) for _ in range(2)]
     for one, other in zip(wavs[::2], wavs[1::2], strict=True):
         pieces = [{wav[at : at + 50].tobytes() for at in range(0, len(wav) - 50)} for wav in (one, other)]
