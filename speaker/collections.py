@@ -237,25 +237,19 @@ def read_utt2spk(path: Path) -> dict[str, str]:
 def read_spk2utt(path: Path) -> dict[str, list[str]]:
     """Kaldi's `model utterance utterance ...`, a model a line; or NIST's `modelid segmentid side` with its heading."""
     models: dict[str, list[str]] = {}
-    lines = _lines(path)
-    if lines and lines[0].split()[:2] == ["modelid", "segmentid"]:
-        for number, line in enumerate(lines[1:], 2):
-            name, *fields = line.split() or [""]
-            if name and (not fields or fields[1:] not in ([], ["a"], ["-"])):
-                raise ScoreError(f"{path}, line {number}: expected modelid, segmentid and side a, got {line!r}")
-            if name:
-                models.setdefault(name, []).append(fields[0])
-        lines = []
-    for number, line in enumerate(lines, 1):
-        name, *utterances = line.split() or [""]
-        if name and not utterances:
+    rows = [(number, line.split()) for number, line in enumerate(_lines(path), 1) if line.strip()]
+    is_nist = bool(rows) and rows[0][1][:2] == ["modelid", "segmentid"]
+    for number, (name, *utterances) in rows[is_nist:]:
+        if is_nist and (not utterances or utterances[1:] not in ([], ["a"], ["-"])):
+            raise ScoreError(f"{path}, line {number}: expected modelid, segmentid and side a, not {utterances[1:]}")
+        if not utterances:
             raise ScoreError(f"{path}, line {number}: {name} has no utterances")
-        if name in models:
+        if name in models and not is_nist:
             raise ScoreError(f"{path}, line {number}: {name} stands there twice")
-        if len(set(utterances)) < len(utterances):
+        found = [*models.get(name, []), utterances[0]] if is_nist else utterances
+        if len(set(found)) < len(found):
             raise ScoreError(f"{path}, line {number}: an utterance of {name} stands there twice; it would count as two")
-        if name:
-            models[name] = utterances
+        models[name] = found
     if not models:
         raise ScoreError(f"{path} holds no models")
     return models

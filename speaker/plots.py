@@ -73,7 +73,7 @@ def det(ax: Any, scores: Floats, labels: NDArray[np.bool_], sides: tuple[list[st
 def histogram(ax: Any, scores: Floats, labels: NDArray[np.bool_]) -> None:
     """Densities of both kinds of trials."""
     targets, others = split(scores, labels)
-    bins = np.linspace(scores.min(), scores.max(), 60)
+    bins = np.histogram_bin_edges(scores, 59)  # of equal scores too
     ax.hist(others, bins, density=True, alpha=0.6, label=f"different speakers ({len(others):,})")
     ax.hist(targets, bins, density=True, alpha=0.6, label=f"same speaker ({len(targets):,})")
     ax.set(xlabel="score", ylabel="density", title="Scores")

@@ -91,8 +91,9 @@ def read_trials(path: str | Path) -> Trials:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ScoreError(f"{path}: no trial list can be read from it ({error})") from error
-    if lines and lines[0].split()[:2] == NIST[:2]:
-        return _nist(path, lines)
+    heading = next((number for number, line in enumerate(lines) if line.strip()), 0)
+    if lines and lines[heading].split()[:2] == NIST[:2]:
+        return _nist(path, lines, heading)
     trials = Trials([], [], [])
     label_first: bool | None = None
     for number, line in enumerate(lines, 1):
@@ -114,12 +115,12 @@ def read_trials(path: str | Path) -> Trials:
     return trials
 
 
-def _nist(path: str | Path, lines: list[str]) -> Trials:
-    columns = lines[0].split()
+def _nist(path: str | Path, lines: list[str], heading: int) -> Trials:
+    columns = lines[heading].split()
     if "targettype" not in columns:
         raise ScoreError(f"{path}: a NIST list without targettype has no labels; give the key, which has both")
     trials = Trials([], [], [])
-    for number, line in enumerate(lines[1:], 2):
+    for number, line in enumerate(lines[heading + 1 :], heading + 2):
         fields = line.split()
         if not fields:
             continue

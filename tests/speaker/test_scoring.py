@@ -174,10 +174,13 @@ def test_nist_keys(tmp_path):
     path = tmp_path / "key.tsv"
     path.write_text("modelid\tsegmentid\tside\ttargettype\nm1\ts1.sph\ta\ttarget\nm1\ts2.sph\ta\tnontarget\n")
     assert read_trials(path) == Trials(["m1", "m1"], ["s1.sph", "s2.sph"], [True, False])
+    path.write_text("\n \n" + path.read_text())
+    assert read_trials(path).test == ["s1.sph", "s2.sph"]
     for text, message in {
         "modelid segmentid side\nm1 s1 a\n": "without targettype",
         "modelid segmentid side targettype\nm1 s1 b target\n": "line 2: side b",
         "modelid segmentid side targettype\nm1 s1 a maybe\n": "line 2: expected modelid",
+        "\nmodelid segmentid side targettype\nm1 s1 a maybe\n": "line 3: expected modelid",
         "modelid segmentid side targettype\n": "holds no trials",
     }.items():
         path.write_text(text)
@@ -189,9 +192,16 @@ def test_nist_enrolment(tmp_path):
     path = tmp_path / "enrollment.tsv"
     path.write_text("modelid\tsegmentid\tside\nm1\ts1.sph\ta\nm2\ts2.sph\ta\nm1\ts3.sph\ta\n")
     assert read_spk2utt(path) == {"m1": ["s1.sph", "s3.sph"], "m2": ["s2.sph"]}
-    path.write_text("modelid segmentid side\nm1 s1.sph b\n")
-    with pytest.raises(ScoreError, match="line 2: expected modelid, segmentid and side a"):
-        read_spk2utt(path)
+    path.write_text("\n" + path.read_text())
+    assert read_spk2utt(path)["m1"] == ["s1.sph", "s3.sph"]
+    for text, message in {
+        "modelid segmentid side\nm1 s1.sph b\n": "line 2: expected modelid, segmentid and side a",
+        "modelid segmentid\nm1\n": "line 2: expected modelid",
+        "modelid segmentid\nm1 s1\nm2 s1\nm1 s1\n": "line 4: an utterance of m1 stands there twice",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ScoreError, match=message):
+            read_spk2utt(path)
 
 
 def test_who_speaks_in_a_list():

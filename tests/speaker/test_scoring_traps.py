@@ -94,3 +94,10 @@ def test_names_are_no_formulas(tmp_path):
     figure.savefig(tmp_path / "map.png")
     pyplot.close(figure)
     assert (tmp_path / "map.png").stat().st_size > 1000
+
+
+def test_scores_that_are_all_alike_are_drawn(tmp_path):
+    """A broken system's: its picture shows it, without a warning of a division by nothing."""
+    labels, sides = np.array([True, False, True, False]), [f"speaker{number}" for number in range(4)]
+    pages = plots.save_all(tmp_path, np.full(4, 0.5), labels, (sides, sides), are_ratios=True)
+    assert [page.name for page in pages] == ["det.png", "scores.png", "calibration.png"]
