@@ -138,8 +138,8 @@ def adapt(plda: Plda, vectors: Floats, within_share: float = 0.75, between_share
     mean = x.mean(0)
     z = (x - mean) @ plda.transform.T / np.sqrt(1 + plda.psi)  # of unit covariance, were the model right
     values, directions = np.linalg.eigh(np.cov(z.T, bias=True))
-    # Of few embeddings some values are above 1 by chance. To take that off (Donoho, Gavish and Johnstone 2018) was better
-    # where the domain is not new, a fifth of the errors, and worse where it is: a wider spread in all directions was lost.
+    # Of few embeddings some values are above 1 by chance. To take that off (Donoho, Gavish and Johnstone 2018) saved a
+    # fifth of the errors where the domain is not new, and lost more where it is: a spread wider in all directions.
     excess = (directions * np.maximum(values - 1, 0)) @ directions.T
     root = np.sqrt(1 + plda.psi)
     excess = root[:, None] * excess * root
