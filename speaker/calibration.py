@@ -40,6 +40,7 @@ class Calibration:
     trials: int
     targets: int
     shortest: float  # seconds of speech of the least side among the trials; below, nothing is known
+    enrolment: str = "recordings"  # what the first side of the trials was, or "models" of several recordings
 
     def llr(self, scores: Floats, quality: dict[str, Floats]) -> Floats:
         """(n, S) scores and (n, 2) quality measures of both sides -> (n,) log-likelihood ratios."""
@@ -58,8 +59,18 @@ class Calibration:
         if [_without_name(each) for each in systems] != [_without_name(each) for each in self.systems]:
             kind = re.search(r"\+(as|cohort)(\d+)$", self.systems[0])
             hint = f"score with `--norm {NORMS[kind[1]]} --top {kind[2]}`, or " if kind else ""
-            raise ScoreError(f"the calibration was made for {', '.join(self.systems)}, the scores are of "
-                             f"{', '.join(systems)}; {hint}make one with `speaker calibrate`")  # fmt: skip
+            what, command = ("fusion", "fuse --learn") if len(self.systems) > 1 else ("calibration", "calibrate")
+            raise ScoreError(f"the {what} was made for {', '.join(self.systems)}, the scores are of "
+                             f"{', '.join(systems)}; {hint}make one with `speaker {command}`")  # fmt: skip
+
+    def doubt(self, models: bool) -> str:
+        """A sentence where the trials are of another kind than those learned from: single recordings, or models."""
+        given = "models" if models else "recordings"
+        if given == self.enrolment:
+            return ""
+        kinds = {"models": "models of several recordings", "recordings": "single recordings"}
+        return (f"it was learned on {kinds[self.enrolment]}, these are {kinds[given]}, whose scores spread otherwise: "
+                "the log-likelihood ratios are off")  # fmt: skip
 
     def check_quality(self, *known: str) -> None:
         """ScoreError if it asks for other quality measures than these."""
@@ -88,6 +99,10 @@ def load(path: Path) -> Calibration:
         if not isinstance(values, dict) or values.pop("kind", None) != "calibration":
             raise ScoreError(f"{path} is no calibration; `speaker calibrate` makes one")
         found = Calibration(**values)
+        if not np.isfinite([*found.weights, found.offset, found.shortest]).all():
+            raise ScoreError(f"{path} has weights that are not finite; make it anew with `speaker calibrate`")
+        if found.enrolment not in ("recordings", "models"):
+            raise ScoreError(f"{path}: enrolment is recordings or models, not {found.enrolment!r}")
         sides = {name: np.ones((1, 2)) for name in QUALITIES}
         found.llr(np.zeros((1, len(found.systems))), sides)  # refuses another number of weights
         return found
@@ -115,7 +130,7 @@ def features(scores: Floats, quality: dict[str, Floats], names: list[str]) -> Fl
 
 def fit(
     systems: list[str], scores: Floats, labels: NDArray[np.bool_], quality: dict[str, Floats] | None = None,
-    names: tuple[str, ...] = (), prior: float = 0.5,
+    names: tuple[str, ...] = (), prior: float = 0.5, enrolment: str = "recordings",
 ) -> Calibration:  # fmt: skip
     """Fit to trials with labels: scores (n, S) of the systems, (n, 2) of each quality in `names`.
 
@@ -136,7 +151,7 @@ def fit(
     seconds = quality.get("seconds")
     return Calibration(
         systems, list(names), weights.tolist(), offset, prior, len(labels), int(labels.sum()),
-        0.0 if seconds is None else _shortest(seconds),
+        0.0 if seconds is None else _shortest(seconds), enrolment,
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -20,6 +22,10 @@ def writable(out: Path, force: bool, inputs: Sequence[Path | None]) -> None:
         raise ScoreError(f"{out} exists; --force overwrites it")
     if not out.resolve().parent.is_dir():
         raise ScoreError(f"{out.parent}: no such folder to write {out.name} to")
+    try:
+        tempfile.TemporaryFile(dir=out.resolve().parent).close()
+    except OSError as error:
+        raise ScoreError(f"{out.name} cannot be written to {out.parent} ({error.strerror})") from error
 
 
 def creatable(folder: Path, force: bool) -> None:
@@ -44,6 +50,11 @@ def number(option: str, value: float | None, what: str) -> None:
 def duration(option: str, seconds: float | None) -> None:
     if seconds is not None and not (isfinite(seconds) and seconds > 0):
         raise ScoreError(f"{option} {seconds:g}: it is a number of seconds, above 0")
+
+
+def warn(sentence: str) -> None:
+    """To the error output, like all that is not the result."""
+    print(f"speaker: warning: {sentence}", file=sys.stderr)
 
 
 def finite(value: Any) -> Any:

@@ -20,7 +20,7 @@ import typer
 
 from engine.console import set_up
 from engine.errors import SpeechError
-from speaker.checks import creatable, number, writable
+from speaker.checks import creatable, writable
 from speaker.diarize_cli import diarize
 from speaker.fusion_cli import calibrate, compare, fuse
 from speaker.scoring_cli import plda, score
@@ -158,8 +158,12 @@ def verify(
     prior: Annotated[
         float | None, typer.Option(help="How probable one speaker is beforehand.", show_default="0.1")
     ] = None,
-    cost_miss: Annotated[float, typer.Option(help="What it costs to turn the right speaker away.")] = 1.0,
-    cost_false: Annotated[float, typer.Option(help="What it costs to accept a wrong one.")] = 1.0,
+    cost_miss: Annotated[
+        float | None, typer.Option(help="What it costs to turn the right speaker away.", show_default="1")
+    ] = None,
+    cost_false: Annotated[
+        float | None, typer.Option(help="What it costs to accept a wrong one.", show_default="1")
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Decide by the cosine instead: one speaker from here on.")
     ] = None,
@@ -175,10 +179,15 @@ def verify(
     """
     from speaker.verify import PRIOR, compare
 
-    prior = PRIOR if prior is None else prior
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise SpeechError(f"--threshold {threshold:g}: it is a cosine, between -1 and 1")
+    if threshold is not None and not cost_miss is cost_false is None:
+        raise SpeechError("with --threshold the cosine decides, whatever mistakes cost; leave the costs or it out")
+    prior, cost_miss, cost_false = (
+        default if given is None else given for given, default in ((prior, PRIOR), (cost_miss, 1.0), (cost_false, 1.0))
+    )
     if not (0 < prior < 1 and 0 < cost_miss < inf and 0 < cost_false < inf):
         raise SpeechError(f"the prior lies between 0 and 1, costs are above 0; got {prior}, {cost_miss}, {cost_false}")
-    number("--threshold", threshold, "a cosine, between -1 and 1")
     found = compare(first, second, model, prior, cost_miss, cost_false, threshold)
     for warning in found.warnings:
         print(f"speaker: warning: {warning}", file=sys.stderr)

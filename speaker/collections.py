@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -34,14 +35,14 @@ class Collection:
     seconds: Floats
     model: str
 
-    def check(self) -> None:
+    def check(self, source: Path) -> None:
         """ScoreError for a name that stands twice, or an embedding that is zero or not finite."""
-        if len(set(self.names)) < len(self.names):
-            twice = next(name for name in self.names if self.names.count(name) > 1)
-            raise ScoreError(f"there are several embeddings of the name {twice}")
+        if twice := [name for name, times in Counter(self.names).items() if times > 1]:
+            raise ScoreError(f"{source}: there are several embeddings of the name {twice[0]}")
         broken = np.flatnonzero(~np.isfinite(self.vectors).all(1) | (np.abs(self.vectors).sum(1) == 0))
         if len(broken):
-            raise ScoreError(f"{len(broken)} embeddings are 0 or not finite, the first is {self.names[broken[0]]}")
+            raise ScoreError(f"{source}: {len(broken)} embeddings are 0 or not finite, the first is "
+                             f"{self.names[broken[0]]}")  # fmt: skip
 
 
 def of_recordings(
@@ -58,17 +59,21 @@ def of_recordings(
         part = [root / name for name in names[start : start + PIECE]]
         found = embed_files(encoder, part, lambda done, before=start: progress(before + done), seconds)  # type: ignore[misc]
         for name, reason in found.failed.items():
-            raise ScoreError(f"{name} cannot be embedded: {reason}")
+            raise ScoreError(f"{name} cannot be embedded: {reason}; leave it out, or give --embeddings of `speaker "
+                             "embed`, which keeps what it has done")  # fmt: skip
         vectors += found.vectors
         spoken += [quality.seconds for quality in found.quality]
     collection = Collection(names, np.array(vectors, dtype=np.float64), np.array(spoken), encoder.identity)
-    collection.check()
+    collection.check(root)
     return collection
 
 
 def check_recordings(encoder: SpeakerEncoder, root: Path, names: list[str]) -> None:
     """ScoreError for files below `root` that are missing, are no audio or too short, as far as their headers tell."""
     missing = [name for name in names if not (root / name).is_file()]
+    if missing and (root / "wav.scp").is_file():
+        raise ScoreError(f"{root} is a folder of Kaldi's, whose wav.scp names the recordings; `speaker embed {root}` "
+                         "takes them, and --embeddings what it makes")  # fmt: skip
     if missing:
         raise ScoreError(f"{len(missing)} of {len(names)} recordings are not below {root}, the first is {missing[0]}; "
                          "models of several recordings need --enrol")  # fmt: skip
@@ -98,7 +103,7 @@ def read(path: Path, model: str = "unknown") -> Collection:
         collection = Collection(stored.names, vectors, stored.seconds, stored.model or model)
     if not len(collection.names) or collection.vectors.shape != (len(collection.names), collection.vectors.shape[-1]):
         raise ScoreError(f"{path}: {len(collection.names)} names for embeddings {collection.vectors.shape}")
-    collection.check()
+    collection.check(path)
     return collection
 
 
@@ -134,10 +139,12 @@ def cohort(source: Path, encoder: SpeakerEncoder | None, model: str, dim: int, *
             )
         files = find_recordings([source])
         names = [path.relative_to(source).as_posix() for path in files]
+        owners = _owners(names, source, utt2spk)
         check_recordings(encoder, source, names)
         found = of_recordings(encoder, source, names)
     else:
         found = read(source, model)
+        owners = _owners(found.names, source, utt2spk)
     if not same_model(found.model, model):
         raise ScoreError(f"the cohort is of {found.model}, the embeddings are of {model}")
     if found.vectors.shape[1] != dim:
@@ -145,11 +152,15 @@ def cohort(source: Path, encoder: SpeakerEncoder | None, model: str, dim: int, *
     if lengths and np.linalg.norm(found.vectors, axis=1).max() < 1 + 1e-3:
         raise ScoreError(f"{source} holds directions, and a PLDA needs the lengths of embeddings too; give --cohort "
                          "with recordings, or embeddings of `speaker embed`")  # fmt: skip
-    means = speaker_means(found.vectors, speakers_of(found.names, utt2spk), lengths=lengths)[1]
-    if len(means) < 2:
+    return speaker_means(found.vectors, owners, lengths=lengths)[1]
+
+
+def _owners(names: list[str], source: Path, utt2spk: Path | None) -> list[str]:
+    owners = speakers_of(names, utt2spk)
+    if len(set(owners)) < 2:
         by = "the folders of the recordings are the speakers" if utt2spk is None else f"{utt2spk} says so"
         raise ScoreError(f"{source} is a cohort of one speaker; {by}, and two are needed, better hundreds")
-    return means
+    return owners
 
 
 def speaker_means(vectors: Floats, speakers: list[str], *, lengths: bool = False) -> tuple[list[str], Floats]:
@@ -170,10 +181,7 @@ def enrolled(collection: Collection, spk2utt: dict[str, list[str]], *, lengths: 
     missing = [name for utterances in spk2utt.values() for name in utterances if name not in rows]
     if missing:
         raise ScoreError(f"{len(missing)} enrolment recordings have no embedding, the first is {missing[0]}")
-    twofold = [name for name, utterances in spk2utt.items() if name in rows and utterances != [name]]
-    if twofold:
-        raise ScoreError(f"{len(twofold)} models have the name of a recording, the first is {twofold[0]}: a trial "
-                         "could mean either; give the models names of their own")  # fmt: skip
+    check_models(spk2utt, rows)
     spk2utt = {name: utterances for name, utterances in spk2utt.items() if name not in rows}
     if not spk2utt:
         return collection
@@ -183,6 +191,14 @@ def enrolled(collection: Collection, spk2utt: dict[str, list[str]], *, lengths: 
         [*collection.names, *spk2utt], np.concatenate([collection.vectors, np.array(models)]),
         np.concatenate([collection.seconds, seconds]), collection.model,
     )  # fmt: skip
+
+
+def check_models(spk2utt: Mapping[str, list[str]], recordings: Iterable[str]) -> None:
+    """ScoreError for a model that has the name of a recording, but is not that recording alone."""
+    twofold = [name for name in set(recordings) & set(spk2utt) if spk2utt[name] != [name]]
+    if twofold:
+        raise ScoreError(f"{len(twofold)} models have the name of a recording, the first is {min(twofold)}: a trial "
+                         "could mean either; give the models names of their own")  # fmt: skip
 
 
 def _mean(vectors: Floats, lengths: bool) -> Floats:

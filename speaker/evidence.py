@@ -126,7 +126,10 @@ def calibration_of(folder: Path, encoder: SpeakerEncoder) -> Calibration | None:
     if not path.is_file():
         return None
     found = load_calibration(path)
-    found.check_systems([f"{encoder.identity}:cosine"])
+    try:
+        found.check_systems([f"{encoder.identity}:cosine"])
+    except ScoreError as error:
+        raise ScoreError(f"{path}: {error}") from error
     return found
 
 

@@ -35,6 +35,12 @@ def calibrate(
     if " & " in files[0].system:
         raise ScoreError(f"{scores[0]} was fused, which gives log-likelihood ratios; for other ones, `speaker fuse "
                          "--learn` anew on the systems' own scores")  # fmt: skip
+    if any(file.facts.get("calibrated") for file in files):
+        raise ScoreError("these are log-likelihood ratios already; calibrate scores, of `speaker score` without "
+                         "--calibration")  # fmt: skip
+    kinds = sorted({str(file.facts.get("enrolment", "recordings")) for file in files})
+    if len(kinds) > 1:
+        raise ScoreError("some of the files are of single recordings, some of models of several; calibrate either kind")
     missing = [name for name in names if any(name not in file.quality for file in files)]
     if missing:
         raise ScoreError(f"the files do not have the quality measures {', '.join(missing)}; --quality '' does without")
@@ -43,7 +49,7 @@ def calibrate(
     pooled = {name: np.concatenate([file.quality[name] for file in files]) for name in kept}
     values = np.concatenate([file.scores for file in files])[:, None]
     labels = np.concatenate([file.trials.labels for file in files])
-    found = fit([files[0].system], values, labels, pooled, names, prior)
+    found = fit([files[0].system], values, labels, pooled, names, prior, kinds[0])
     found.save(out)
     print(f"{out}: {found.trials:,} trials, {found.targets:,} of one speaker")
 
@@ -71,7 +77,9 @@ def fuse(
 
     if (learn is None) == (fusion is None):
         raise ScoreError("give either --learn FILE, to learn from these trials, or --fusion FILE, what was learned")
-    writable(out, force, [*scores, fusion, learn])
+    if learn is not None and learn.resolve() == out.resolve():
+        raise ScoreError(f"{out} cannot hold the fused scores and what was learned; give two names")
+    writable(out, force, [*scores, fusion])
     if pictures is not None:
         check(pictures, force)
     probability(prior)

@@ -77,6 +77,13 @@ class Plda:
 
 def load(path: Path) -> Plda:
     """Read what `Plda.save` wrote, or a Kaldi file; ScoreError if it is neither."""
+    found = _read(path)
+    if not all(np.isfinite(part).all() for part in (found.centre, found.lda, found.mean, found.transform, found.psi)):
+        raise ScoreError(f"{path} holds a PLDA with values that are not finite; train it anew")
+    return found
+
+
+def _read(path: Path) -> Plda:
     try:
         if path.read_bytes()[:2] == b"\0B":
             return read_kaldi(path)

@@ -20,8 +20,9 @@ TICKS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6)
 def check(folder: Path, force: bool) -> None:
     """SpeechError, before hours of work, for a folder that cannot be made or holds pictures, and without matplotlib."""
     _pyplot()
-    if folder.exists() and not folder.is_dir():
-        raise SpeechError(f"--plots {folder}: it is a file; name a folder")
+    nearest = next(each for each in (folder, *folder.resolve().parents) if each.exists())
+    if not nearest.is_dir():
+        raise SpeechError(f"--plots {folder}: {'it' if nearest == folder else nearest} is a file; name a folder")
     there = [f"{name}.png" for name in PAGES if (folder / f"{name}.png").exists()]
     if there and not force:
         raise SpeechError(f"{folder} holds {', '.join(there)}; --force overwrites them")
@@ -67,7 +68,9 @@ def det(ax: Any, scores: Floats, labels: NDArray[np.bool_], sides: tuple[list[st
     ax.set_yticks(ticks, [f"{100 * t:g}" for t in TICKS])
     ax.set(xlim=(ticks[0], ticks[-1]), ylim=(ticks[0], ticks[-1]), xlabel="false acceptances, %", ylabel="misses, %")
     ax.set_title("Detection error trade-off")
-    ax.legend()
+    if not (np.minimum(rates.miss, rates.false_accept) > 0).any():
+        ax.text(0.5, 0.5, "a threshold without any error", transform=ax.transAxes, ha="center")
+    ax.legend(loc="upper right")  # "best" looks at every point
 
 
 def histogram(ax: Any, scores: Floats, labels: NDArray[np.bool_]) -> None:
@@ -77,7 +80,7 @@ def histogram(ax: Any, scores: Floats, labels: NDArray[np.bool_]) -> None:
     ax.hist(others, bins, density=True, alpha=0.6, label=f"different speakers ({len(others):,})")
     ax.hist(targets, bins, density=True, alpha=0.6, label=f"same speaker ({len(targets):,})")
     ax.set(xlabel="score", ylabel="density", title="Scores")
-    ax.legend()
+    ax.legend(loc="upper right")
 
 
 def calibration(ax: Any, ratios: Floats, labels: NDArray[np.bool_]) -> None:
@@ -90,7 +93,7 @@ def calibration(ax: Any, ratios: Floats, labels: NDArray[np.bool_]) -> None:
     ax.axline((0, 0), slope=1, color="0.6", linewidth=0.8, label="calibrated")
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="log-likelihood ratio given", title="Calibration",
            ylabel="log-likelihood ratio borne out")  # fmt: skip
-    ax.legend()
+    ax.legend(loc="upper left")
 
 
 def embedding_map(ax: Any, vectors: Floats, speakers: list[str], most: int = 20) -> None:

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import ScoreError
-from speaker.checks import duration, finite, probability, writable
+from speaker.checks import duration, finite, probability, warn, writable
 
 if TYPE_CHECKING:
-    from speaker.calibration import Calibration
     from speaker.collections import Collection
     from speaker.model import SpeakerEncoder
-    from speaker.trials import Trials
 
 Prior = Annotated[float, typer.Option(help="Prior of a target for the detection costs, between 0 and 1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
@@ -72,8 +70,9 @@ def score(
     import numpy as np
 
     from speaker import calibration as calibrations
-    from speaker import collections, plots, scoring
+    from speaker import collections, plots, score_inputs, scoring
     from speaker.groups import read_groups
+    from speaker.metrics import split
     from speaker.plda import Plda
     from speaker.score_files import ScoreFile
     from speaker.store import same_model
@@ -94,8 +93,8 @@ def score(
         raise ScoreError("--cohort is for --norm s, as and near; leave it out, or say which")
     if utt2spk is not None and cohort is None:
         raise ScoreError("--utt2spk says who speaks in the recordings of a --cohort; name that too, or leave it out")
-    top = _top(norm, top)
-    chosen_backend = _backend(backend, plda)
+    top = score_inputs.top_of(norm, top)
+    chosen_backend = score_inputs.backend_of(backend, plda)
     map_ = None if calibration is None else calibrations.load(calibration)
     listed = read_trials(trials)
     models = {} if enrol is None else collections.read_spk2utt(enrol)
@@ -106,50 +105,64 @@ def score(
     ready = None if embeddings is None else collections.read(embeddings, encoder.identity if encoder else "unknown")
     if ready is not None and encoder is not None and not same_model(ready.model, encoder.identity):
         raise ScoreError(f"{embeddings} is of {ready.model}, --model {model} is {encoder.identity}; leave --model out")
-    of_model, dim = _origin(ready, encoder)
+    if ready is not None:
+        of_model, dim = ready.model, ready.vectors.shape[1]
+    else:
+        assert encoder is not None
+        of_model, dim = encoder.identity, encoder.embedding_dim
     if encoder is not None and encoder.embedding_dim != dim:
         raise ScoreError(f"{embeddings} has {dim} dimensions, embeddings of {of_model} have {encoder.embedding_dim}")
-    for sentence in audit(listed, _trained_on(model, of_model), models, root):
+    for sentence in audit(listed, score_inputs.trained_on(model, of_model), models, root):
         warn(f"{trials}: {sentence}")
     chosen_backend.prepare(np.ones((1, dim)))  # refuses other dimensions
     lengths = isinstance(chosen_backend, Plda)
     if isinstance(chosen_backend, Plda) and chosen_backend.model and not same_model(chosen_backend.model, of_model):
         raise ScoreError(f"{plda} was trained on embeddings of {chosen_backend.model}, these are of {of_model}")
-    if ready is None and encoder is not None and root is not None:
-        collections.check_recordings(encoder, root, _names(listed, models))
+    kind = f"plda({score_inputs.digest(chosen_backend.transform)})" if isinstance(chosen_backend, Plda) else backend
+    system = f"{of_model}:{kind}" + {"none": "", "s": "+s", "as": f"+as{top}", "near": f"+cohort{top}"}[norm]
+    if map_ is not None:
+        score_inputs.check_calibration(map_, system, cohort is not None)
+        if sentence := map_.doubt(bool(models)):
+            warn(f"{calibration}: {sentence}")
+    names = score_inputs.names_of(listed, models)
+    if ready is not None:
+        found = collections.enrolled(ready, models, lengths=lengths)
+        listed.rows(found.names)  # refuses recordings without an embedding
+        if map_ is not None and "seconds" in map_.quality and np.isnan(found.seconds).any():
+            raise ScoreError(f"{calibration} needs seconds of speech, and {embeddings} does not tell them of all; "
+                             "`speaker embed` does, and `speaker calibrate --quality ''` needs none")  # fmt: skip
+    else:
+        assert encoder is not None and root is not None
+        collections.check_models(models, names)
+        collections.check_recordings(encoder, root, names)
     others = None
     if norm != "none":
-        source = _cohort(cohort, model)
+        source = score_inputs.cohort_file(cohort, model)
         others = collections.cohort(source, encoder, of_model, dim, lengths=lengths, utt2spk=utt2spk)
         if top is not None and len(others) < top:
             warn(f"the cohort has {len(others)} speakers, fewer than the {top} whose scores count; few strangers tell "
                  "little of how alike strangers are")  # fmt: skip
-    name = {"none": "", "s": "+s", "as": f"+as{top}", "near": f"+cohort{top}"}[norm]
-    # What scores mean depends on the PLDA, and on a cohort of one's own: others cannot be calibrated alike.
-    name += f"({_digest(others)})" if cohort is not None else ""
-    kind = f"plda({_digest(chosen_backend.transform)})" if isinstance(chosen_backend, Plda) else backend
-    system = f"{of_model}:{kind}{name}"
-    if map_ is not None:
-        map_.check_systems([system])
-    found = _embedded(listed, models, root, ready, encoder, seconds, lengths)
+    if cohort is not None:
+        # What scores mean depends on a cohort of one's own: others cannot be calibrated alike.
+        system += f"({score_inputs.digest(others)})"
+        if map_ is not None:
+            map_.check_systems([system])
+    if ready is None:
+        assert encoder is not None and root is not None
+        found = score_inputs.embedded(encoder, root, names, seconds)
+        found = collections.enrolled(found, models, lengths=lengths)
     scored = scoring.score(listed, found.names, found.vectors, chosen_backend, cohort=others, top=top,
                            normalize=norm != "near", models=models)  # fmt: skip
-    for sentence in _unheard(listed, found, map_):
-        warn(sentence)
-    sides = listed.rows(found.names)
-    quality: dict[str, Any] = {"magnitude": np.linalg.norm(found.vectors, axis=1)[sides]}
-    spoken = found.seconds[sides]
-    if np.isfinite(spoken).all():
-        quality["seconds"] = spoken
-    elif np.isfinite(spoken).any():
-        unknown = sorted({found.names[row] for row in sides[~np.isfinite(spoken)]})
-        warn(f"the seconds of {len(unknown)} recordings are not known, the first is {unknown[0]}: no trial has them as "
-             "a quality measure")  # fmt: skip
+    score_inputs.warn_of_little_speech(listed, found, map_)
+    quality = score_inputs.quality_of(listed, found)
     if scored.cohort_means is not None:
         quality["cohort"] = np.stack(scored.cohort_means, axis=1)
     values = scored.values if map_ is None else map_.llr(scored.values[:, None], quality)
-    system = system if map_ is None else f"llr({system})"
-    facts = {"system": system, "calibrated": map_ is not None, "list": trials.name}
+    split(values, listed.labels)  # complains before anything is written
+    facts = {
+        "system": system if map_ is None else f"llr({system})", "calibrated": map_ is not None, "list": trials.name,
+        "enrolment": "models" if models else "recordings",
+    }  # fmt: skip
     file = ScoreFile(listed, values, quality, facts)
     file.save(out)
     show(file, prior, pictures, as_json, found, groups)
@@ -191,139 +204,10 @@ def plda(
     print(f"{out}: {len(found.names)} embeddings of {speakers.max() + 1} speakers, {len(trained.psi)} dimensions")
 
 
-def _backend(name: str, file: Path | None) -> Any:
-    from speaker import plda as plda_backend
-    from speaker.scoring import Cosine
-
-    if name == "cosine" and file is None:
-        return Cosine()
-    if name == "plda" and file is not None:
-        return plda_backend.load(file)
-    raise ScoreError(f"--backend {name}: it is cosine, or plda together with --plda FILE")
-
-
-def _top(norm: str, top: int | None) -> int | None:
-    """How many of the cohort count; ScoreError for an unknown way to normalize."""
-    from speaker.evidence import TOP
-
-    if norm not in ("none", "s", "as", "near"):
-        raise ScoreError(f"--norm {norm}: there are none, s, as and near")
-    if norm in ("none", "s"):
-        if top is not None:
-            raise ScoreError(f"--top is for --norm as and near, not for {norm}")
-        return None
-    if top is not None and top < 2:
-        raise ScoreError(f"--top {top}: take 2 cohort scores or more")
-    return top if top is not None else {"as": 200, "near": TOP}[norm]
-
-
-def _digest(rows: Any) -> str:
-    import hashlib
-
-    return hashlib.sha256(rows.tobytes()).hexdigest()[:8]
-
-
 def _encoder(model: str | None) -> SpeakerEncoder:
     from speaker.model import default, load
 
     return load(model or default())
-
-
-def _cohort(cohort: Path | None, model: str | None) -> Path:
-    from engine import checkpoint
-    from speaker.evidence import COHORT
-    from speaker.model import default
-
-    if cohort is not None:
-        return cohort
-    shipped = checkpoint.find(model or default()) / COHORT
-    if not shipped.is_file():
-        raise ScoreError(f"{shipped.parent} brings no cohort; give --cohort, a folder of speakers or their embeddings")
-    return shipped
-
-
-def _trained_on(model: str | None, of_model: str) -> list[str]:
-    """Speakers, as `corpus/speaker`, of the training of `of_model`: those of the cohort that came with it.
-
-    None where embeddings are of a model that is not at hand.
-    """
-    import numpy as np
-
-    from engine import checkpoint
-    from speaker.embedding_files import BROKEN, reason
-    from speaker.evidence import COHORT
-    from speaker.model import DEFAULT
-    from speaker.store import same_model
-
-    if model is None and DEFAULT not in checkpoint.shipped():
-        return []
-    shipped = checkpoint.find(model or DEFAULT) / COHORT
-    if not shipped.is_file():
-        return []
-    try:
-        with shipped.open("rb") as file, np.load(file, allow_pickle=False) as parts:
-            if not same_model(str(parts["model"]), of_model):
-                return []
-            return [name.removesuffix("/mean") for name in parts["names"].tolist()]
-    except BROKEN as error:
-        warn(f"{shipped} does not tell whom the model was trained on ({reason(error)}); overlap is not looked for")
-        return []
-
-
-def _origin(ready: Collection | None, encoder: SpeakerEncoder | None) -> tuple[str, int]:
-    """What the embeddings will be of, and their dimensions."""
-    if ready is not None:
-        return ready.model, ready.vectors.shape[1]
-    assert encoder is not None
-    return encoder.identity, encoder.embedding_dim
-
-
-def _embedded(
-    trials: Trials, models: dict[str, list[str]], root: Path | None, ready: Collection | None,
-    encoder: SpeakerEncoder | None, seconds: float | None, lengths: bool,
-) -> Collection:  # fmt: skip
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from speaker import collections
-
-    names = _names(trials, models)
-    if ready is not None:
-        found = ready
-    else:
-        assert encoder is not None and root is not None
-        console = Console(stderr=True)
-        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-            task = bar.add_task("", total=len(names))
-            found = collections.of_recordings(
-                encoder, root, names, seconds, lambda done: bar.update(task, completed=done)
-            )
-    return collections.enrolled(found, models, lengths=lengths) if models else found
-
-
-def _names(trials: Trials, models: dict[str, list[str]]) -> list[str]:
-    """Recordings of a list and of its models, each once."""
-    listed = [name for name in trials.recordings() if name not in models]
-    return list(dict.fromkeys([*listed, *(name for utterances in models.values() for name in utterances)]))
-
-
-def _unheard(trials: Trials, found: Collection, map_: Calibration | None) -> list[str]:
-    """Sentences on recordings of the list that hold no speech, or less than the calibration knows."""
-    spoken = dict(zip(found.names, found.seconds.tolist(), strict=True))
-    silent = [name for name in trials.recordings() if spoken.get(name) == 0]
-    sentences = []
-    if silent:
-        sentences.append(f"{len(silent)} recordings hold no speech, such as {silent[0]}: their scores say nothing")
-    least = 0.0 if map_ is None else map_.shortest
-    short = [name for name in trials.recordings() if 0 < spoken.get(name, least) < least]
-    if short:
-        sentences.append(f"{len(short)} recordings hold less speech than the {least:.2f} s that the calibration knows, "
-                         f"such as {short[0]}: their log-likelihood ratios are a guess")  # fmt: skip
-    return sentences
-
-
-def warn(sentence: str) -> None:
-    print(f"speaker: warning: {sentence}", file=sys.stderr)
 
 
 def show(
@@ -344,6 +228,10 @@ def show(
     print(json.dumps(finite({**file.facts, **result})) if as_json else as_text(result))
     if min(len({a for a, same in zip(who[0], labels, strict=True) if same}), result["targets"]) < FEW:
         warn(f"target trials of fewer than {FEW} speakers; the intervals are not to be trusted")
+    if result["eer"][0] == 0:  # the rule of three: an interval drawn from no errors has no width
+        least = min(result["targets"], result["nontargets"])
+        warn(f"there are no errors, which of {least:,} trials that one error rate rests on can still happen once in 20 "
+             f"times where it is {min(100.0, 300 / least):.2g} %; the intervals do not tell")  # fmt: skip
     if plots is not None:
         owner = dict(zip([*file.trials.enrol, *file.trials.test], [*who[0], *who[1]], strict=True))
         known = [] if found is None else [row for row, name in enumerate(found.names) if name in owner]

@@ -58,13 +58,13 @@ def compare(
     """Embed both and compare; SpeechError for silence, or less speech than the calibration has seen."""
     folder = checkpoint.find(model or default())
     encoder = load(folder)
+    evidence = evidence_of(folder, encoder)
     result = embed_files(encoder, [first, second] if first != second else [first])
     for reason in result.failed.values():
         raise SpeechError(reason)
     vectors = np.array((result.vectors * 2)[:2], dtype=np.float64)
     a, b = unit(vectors)
     quality = (result.quality * 2)[:2]
-    evidence = evidence_of(folder, encoder)
     shortest = 0.0 if evidence is None else evidence.calibration.shortest
     warnings = []
     for path, each in zip((first, second), quality, strict=True):

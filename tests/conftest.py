@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+settings.register_profile("untimed", deadline=None)  # a first call may load a library, on a busy machine for long
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

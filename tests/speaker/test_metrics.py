@@ -1,9 +1,11 @@
 """Error rates against definitions worked out by brute force, and against scikit-learn where it is installed."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +14,17 @@ from speaker.calibration import fit
 from speaker.intervals import actual_cost
 from speaker.metrics import Cost, act_dcf, cllr, cllr_of, eer, error_rates, min_cllr, min_cllr_of, min_dcf, split
 
+SETS = (
+    "gauss",
+    "ties",
+    "imbalanced",
+    "large",
+    "calibrated_llr",
+    "miscalibrated_llr",
+    "separable",
+    "inverted",
+    "constant",
+)
 SCORES = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=30)
 
 
@@ -115,3 +128,20 @@ def test_figures_of_rates_are_those_of_scores():
     assert actual_cost(Cost(0.1))(rates) == pytest.approx(act_dcf(targets, others, Cost(0.1)))
     assert cllr_of(rates) == pytest.approx(cllr(targets, others))
     assert min_cllr_of(rates) == pytest.approx(min_cllr(targets, others))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_figures_equal_those_of_public_libraries(shared, name):
+    """WeSpeaker's equal error rate, BUT's and Brummer's detection costs and Cllr (llreval), on the same scores."""
+    pytest.importorskip("scipy")
+    with safetensors.safe_open(shared / "conformance" / "speaker" / "scoring_metrics.safetensors", "np") as file:
+        found = split(file.get_tensor(f"scores.{name}").astype(np.float64), file.get_tensor(f"labels.{name}"))
+        results = json.loads(file.metadata()["golden"])["results"][name]
+    reference, theirs = results["reference"], results["llreval"]
+    assert eer(*found)[0] == pytest.approx(reference["eer_linear"], abs=1e-12)
+    for prior, digits in ((0.01, "p01"), (0.05, "p05")):
+        for ours, what in ((min_dcf(*found, Cost(prior))[0], "minDCF"), (act_dcf(*found, Cost(prior)), "actDCF")):
+            assert ours == pytest.approx(reference[f"{what}_{digits}"], abs=1e-12)
+            assert ours == pytest.approx(theirs[f"{what}_{digits}"], abs=1e-12)
+    assert cllr(*found) == pytest.approx(theirs["cllr"], rel=1e-12)
+    assert min_cllr(*found) == pytest.approx(theirs["min_cllr"], abs=1e-12)
