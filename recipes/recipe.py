@@ -216,6 +216,17 @@ class SpeakerRecipe(Recipe):
             if not values or not all(math.isfinite(value) and value > 0 for value in values):
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
 
+    def large_margin(self) -> SpeakerRecipe:
+        """Large-margin fine-tuning of an encoder that this recipe has trained (`--init`): long crops, no other speeds.
+
+        Thienpondt, Desplanques and Demuynck (2021): margin 0.5, crops of 6 s; less of both for recordings of seconds.
+        Its targets, where it has a teacher, weigh as before.
+        """
+        return replace(
+            self, name=f"{self.name}_large_margin", margin=0.4, margin_steps=(0, 1), crop_seconds=(3.0, 5.0),
+            speeds=(1.0,), batch_size=48, learning_rate=5e-4, max_steps=1_000, decay_steps=800,
+        )  # fmt: skip
+
     @property
     def model(self) -> SpeakerConfig:
         """Configuration of the encoder."""

@@ -43,20 +43,18 @@ def ecapa() -> SpeakerRecipe:
 
 
 def ecapa_large_margin() -> SpeakerRecipe:
-    """Large-margin fine-tuning of a trained `ecapa` (`--init`) on long crops, without other speeds.
-
-    Thienpondt, Desplanques and Demuynck (2021): margin 0.5, crops of 6 s; less of both for recordings of seconds. Its
-    targets, where it has a teacher, weigh as in `ecapa`.
-    """
-    return replace(
-        ecapa(), name="ecapa_large_margin", margin=0.4, margin_steps=(0, 1), crop_seconds=(3.0, 5.0), speeds=(1.0,),
-        batch_size=48, learning_rate=5e-4, max_steps=1_000, decay_steps=800,
-    )  # fmt: skip
+    """Large-margin fine-tuning of `ecapa`."""
+    return ecapa().large_margin()
 
 
 def titanet() -> SpeakerRecipe:
     """TitaNet-S (Koluguri et al. 2022)."""
     return SpeakerRecipe(name="titanet", front_end=nemo_mel(80), network=small(), **TRAINING)
+
+
+def titanet_large_margin() -> SpeakerRecipe:
+    """Large-margin fine-tuning of `titanet`."""
+    return titanet().large_margin()
 
 
 def resnet34() -> SpeakerRecipe:
@@ -66,10 +64,20 @@ def resnet34() -> SpeakerRecipe:
     return SpeakerRecipe(name="resnet34", front_end=front_end, network=network, **TRAINING)
 
 
+def resnet34_large_margin() -> SpeakerRecipe:
+    """Large-margin fine-tuning of `resnet34`."""
+    return resnet34().large_margin()
+
+
 def xvector() -> SpeakerRecipe:
     """The x-vector network (Snyder et al. 2018)."""
     network = XvectorConfig(num_bins=30)
     return SpeakerRecipe(name="xvector", front_end=kaldi_mfcc(30), network=network, **TRAINING)
+
+
+def xvector_large_margin() -> SpeakerRecipe:
+    """Large-margin fine-tuning of `xvector`."""
+    return xvector().large_margin()
 
 
 # The four networks that BUT fused for VoxSRC 2019 (Zeinali et al., arXiv 1910.12592), at about half their width: 20 to

@@ -344,7 +344,8 @@ def test_teach_chooses_the_same_recordings_when_others_are_added():
     assert len(some) == 15 and set(some) < set(teach.chosen(more + said, 5.0))
 
 
-@pytest.mark.parametrize("name", ["ecapa", "ecapa_large_margin", "titanet", "resnet34", "xvector", "but_resnet",
+@pytest.mark.parametrize("name", ["ecapa", "ecapa_large_margin", "titanet", "titanet_large_margin", "resnet34",
+                                  "resnet34_large_margin", "xvector", "xvector_large_margin", "but_resnet",
                                   "but_resnet_margin", "but_tdnn", "but_tdnn_plp"])  # fmt: skip
 def test_recipes_make_encoders(name):
     recipe = train.find_recipe(f"speaker:{name}")
