@@ -75,6 +75,17 @@ class Plda:
             np.savez(file, **parts)
 
 
+def is_plda(path: Path) -> bool:
+    """Whether a file is one of Kaldi's or of `Plda.save`, or at least says so."""
+    try:
+        if path.read_bytes()[:9] == b"\0B<Plda> ":
+            return True
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as parts:
+            return "psi" in parts
+    except (*BROKEN, TypeError):
+        return False
+
+
 def load(path: Path) -> Plda:
     """Read what `Plda.save` wrote, or a Kaldi file; ScoreError if it is neither."""
     found = _read(path)

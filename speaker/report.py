@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from speaker.metrics import Cost, cllr_of, min_cllr_of, split
 from speaker.scoring import Floats
 
 BOUNDS = (2.0, 4.0)  # seconds of the shorter side, where tables by duration are cut
+PARTS = tuple(pairwise((0.0, *BOUNDS, np.inf)))
 FEWEST = 30  # trials of a kind, for an error rate to mean something
 
 
@@ -33,6 +35,8 @@ def report(
     if find_spec("scipy"):  # it comes with the tools that measure
         of_ratios["min_cllr"] = min_cllr_of
 
+    of_parts = figures | ({"act_dcf": of_ratios["act_dcf"], "cllr": cllr_of} if are_ratios else {})
+
     def measured(kept: NDArray[np.bool_], figures: dict[str, Figure], num: int) -> dict[str, Any]:
         first, second = (side[kept].tolist() for side in named)
         estimates = speaker_bootstrap(scores[kept], labels[kept], first, second, list(figures.values()), num=num)
@@ -42,7 +46,7 @@ def report(
         counts = int(labels[kept].sum()), int((~labels[kept]).sum())
         if min(counts) < FEWEST:
             return {}
-        return {"targets": counts[0], "nontargets": counts[1], **measured(kept, figures, num // 2)}
+        return {"targets": counts[0], "nontargets": counts[1], **measured(kept, of_parts, num // 2)}
 
     found: dict[str, Any] = {"targets": len(targets), "nontargets": len(others), "prior": prior}
     found |= measured(np.ones(len(labels), bool), figures | (of_ratios if are_ratios else {}), num)
@@ -59,7 +63,7 @@ Part = Callable[[NDArray[np.bool_]], dict[str, Any]]  # of some trials, or {} wh
 def by_seconds(seconds: Floats, part: Part) -> list[dict[str, Any]]:
     """Trials whose shorter side has so much speech."""
     least, rows = seconds.min(1), []
-    for low, high in zip((0.0, *BOUNDS), (*BOUNDS, np.inf), strict=True):
+    for low, high in PARTS:
         if row := part((least >= low) & (least < high)):
             rows.append({"from": low, "to": None if np.isinf(high) else high, **row})
     return rows
@@ -96,6 +100,8 @@ def as_text(found: dict[str, Any]) -> str:
     for row in found.get("by_seconds", []):
         span = f"{row['from']:g} to {row['to']:g} s" if row["to"] else f"from {row['from']:g} s"
         lines.append(_line(span, row))
+    if len(found.get("by_seconds", PARTS)) < len(PARTS):
+        lines.append(f"  fewer than {FEWEST} trials of a kind of other lengths")
     for name, rows in found.get("by", {}).items():
         few = [] if rows else [f"  fewer than {FEWEST} trials of a kind in every group"]
         lines += [f"by {name}", *(_line(row["group"], row) for row in rows), *few]
@@ -108,7 +114,8 @@ def _interval(figure: list[float]) -> str:
 
 def _line(name: str, row: dict[str, Any]) -> str:
     error = row["eer"]
+    ratios = f"actDCF {_interval(row['act_dcf'])}, Cllr {_interval(row['cllr'])} " if "cllr" in row else ""
     return (
-        f"  {name:<11} EER {error[0]:.2f} % [{error[1]:.2f}, {error[2]:.2f}], minDCF {_interval(row['min_dcf'])} "
-        f"({row['targets']:,} + {row['nontargets']:,} trials)"
+        f"  {name:<11} EER {error[0]:.2f} % [{error[1]:.2f}, {error[2]:.2f}], minDCF {_interval(row['min_dcf'])}"
+        f"{', ' + ratios if ratios else ' '}({row['targets']:,} + {row['nontargets']:,} trials)"
     )

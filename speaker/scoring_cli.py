@@ -170,7 +170,10 @@ def score(
 
 def plda(
     embeddings: Annotated[
-        Path, typer.Argument(metavar="FILE", help=".npz, .parquet or Kaldi archive, named speaker/...")
+        Path,
+        typer.Argument(
+            metavar="FILE", help=".npz, .parquet or Kaldi archive, named speaker/...; or a PLDA to --adapt."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="File to write, .npz.")],
     dim: Annotated[int | None, typer.Option(help="Dimensions that LDA keeps.", show_default="all")] = None,
@@ -180,7 +183,10 @@ def plda(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Train the PLDA back end; speakers are the folders in the recordings' names, or what --utt2spk says."""
+    """Train the PLDA back end; speakers are the folders in the recordings' names, or what --utt2spk says.
+
+    Or --adapt one that is trained, of this command or of Kaldi.
+    """
     from dataclasses import replace
 
     import numpy as np
@@ -190,18 +196,28 @@ def plda(
     from speaker.store import same_model
 
     writable(out, force, [embeddings, adapt_to, utt2spk])
-    found = collections.read(embeddings)
     other = None if adapt_to is None else collections.read(adapt_to)
-    if other is not None and not same_model(other.model, found.model):
-        raise ScoreError(f"{adapt_to} is of {other.model}, {embeddings} is of {found.model}")
-    if other is not None and other.vectors.shape[1] != found.vectors.shape[1]:
-        raise ScoreError(f"{adapt_to} has {other.vectors.shape[1]} dimensions, {embeddings} {found.vectors.shape[1]}")
-    speakers = np.unique(collections.speakers_of(found.names, utt2spk), return_inverse=True)[1]
-    trained = backend.train(found.vectors, speakers, dim)
+    if trained := backend.is_plda(embeddings):
+        if other is None or dim is not None or utt2spk is not None:
+            raise ScoreError(f"{embeddings} is a PLDA already; it can be adapted, with --adapt EMBEDDINGS alone")
+        found = backend.load(embeddings)
+        model, size, told = found.model or other.model, len(found.centre), f"{embeddings}"
+    else:
+        given = collections.read(embeddings)
+        model, size = given.model, given.vectors.shape[1]
+    if other is not None and not same_model(other.model, model):
+        raise ScoreError(f"{adapt_to} is of {other.model}, {embeddings} is of {model}")
+    if other is not None and other.vectors.shape[1] != size:
+        raise ScoreError(f"{adapt_to} has {other.vectors.shape[1]} dimensions, {embeddings} {size}")
+    if not trained:
+        speakers = np.unique(collections.speakers_of(given.names, utt2spk), return_inverse=True)[1]
+        found = backend.train(given.vectors, speakers, dim)
+        told = f"{len(given.names)} embeddings of {speakers.max() + 1} speakers"
     if other is not None:
-        trained = backend.adapt(trained, other.vectors)
-    replace(trained, model="" if found.model == "unknown" else found.model).save(out)
-    print(f"{out}: {len(found.names)} embeddings of {speakers.max() + 1} speakers, {len(trained.psi)} dimensions")
+        found = backend.adapt(found, other.vectors)
+        told += f", adapted to {len(other.names)} embeddings"
+    replace(found, model="" if model == "unknown" else model).save(out)
+    print(f"{out}: {told}, {len(found.psi)} dimensions")
 
 
 def _encoder(model: str | None) -> SpeakerEncoder:

@@ -32,7 +32,7 @@ def folder(tmp_path, monkeypatch):
     speaker.save(tmp_path / "mine", encoder, "# mine")
     rng = np.random.default_rng(0)
     voices = np.repeat(rng.standard_normal((6, DIM)), 4, 0) + 0.7 * rng.standard_normal((24, DIM))
-    embed(tmp_path / "e.npz", NAMES, voices, speaker.load(tmp_path / "mine").identity)
+    embed(tmp_path / "e.npz", NAMES, voices, identity(tmp_path))
     pairs = [(a, b) for k, a in enumerate(NAMES) for b in NAMES[k + 1 :]]
     (tmp_path / "trials.txt").write_text("".join(f"{int(a[:2] == b[:2])} {a} {b}\n" for a, b in pairs))
     for number in range(2):
@@ -46,6 +46,10 @@ def folder(tmp_path, monkeypatch):
 
 def embed(path, names, vectors, model, seconds=3.0):
     write(path, EmbeddingFile(names, vectors.astype(np.float32), np.full(len(names), seconds), model))
+
+
+def identity(folder):
+    return speaker.load(folder / "mine").identity
 
 
 def run(*arguments):
@@ -153,6 +157,38 @@ def test_a_calibration_is_for_recordings_or_for_models(folder):
         run("calibrate", "raw.txt", "models.out", "--out", "never.json")
     with pytest.raises(ScoreError, match="log-likelihood ratios already"):
         run("calibrate", "o.txt", "--out", "never.json")
+
+
+def test_a_trained_plda_is_adapted(folder):
+    rng = np.random.default_rng(1)
+    embed(folder / "new.npz", [f"x/{k}" for k in range(60)], 2 + 3 * rng.standard_normal((60, DIM)), identity(folder))
+    assert "24 embeddings of 6 speakers, 8 dimensions" in run("plda", "e.npz", "--out", "p.npz").stdout
+    run("plda", "e.npz", "--adapt", "new.npz", "--out", "at_once.npz")
+    told = run("plda", "p.npz", "--adapt", "new.npz", "--out", "later.npz").stdout
+    assert told == "later.npz: p.npz, adapted to 60 embeddings, 8 dimensions\n"
+    for name in ("centre", "transform", "psi"):
+        one, other = (getattr(plda.load(folder / f), name) for f in ("at_once.npz", "later.npz"))
+        np.testing.assert_allclose(one, other)
+    assert plda.load(folder / "later.npz").model == identity(folder)
+    for given in (["--out", "n.npz"], ["--adapt", "new.npz", "--dim", "3", "--out", "n.npz"]):
+        with pytest.raises(ScoreError, match=r"p\.npz is a PLDA already; it can be adapted, with --adapt"):
+            run("plda", "p.npz", *given)
+    embed(folder / "others.npz", ["a", "b"], np.ones((2, DIM)), "other@1")
+    with pytest.raises(ScoreError, match=r"others\.npz is of other@1, p\.npz is of mine@"):
+        run("plda", "p.npz", "--adapt", "others.npz", "--out", "n.npz")
+
+
+def test_tables_of_ratios_tell_what_decisions_cost(folder):
+    (folder / "about.csv").write_text(
+        "path,room\n" + "".join(f"{name},hall\n" for name in NAMES[:-1]) + f"{NAMES[-1]},\n"
+    )
+    run(*READY[:-1], "raw.txt")
+    run("calibrate", "raw.txt", "--out", "c.json")
+    told = run(*READY, "--calibration", "c.json", "--by", "about.csv").stdout.splitlines()
+    for start in ("  2 to 4 s", "  hall"):
+        (line,) = [line for line in told if line.startswith(start)]
+        assert "actDCF" in line and "Cllr" in line
+    assert "  fewer than 30 trials of a kind of other lengths" in told
 
 
 def test_no_errors_are_not_no_error_rate(folder):
