@@ -85,7 +85,9 @@ def fuse(
     probability(prior)
     if learn is not None:
         writable(learn, force, scores)
-    files = _scores(scores)
+    files = _scores(scores, labelled=learn is not None)
+    if pictures is not None and not files[0].trials.labels:
+        raise ScoreError(f"{scores[0]} has no labels, and --plots are of errors; leave them out")
     if len(files) < 2:
         raise ScoreError("fusion joins two systems or more; `speaker calibrate` is for one")
     same_trials(files)
@@ -104,7 +106,8 @@ def fuse(
         found.save(learn)
     facts = {"system": " & ".join(systems), "calibrated": True, "list": files[0].facts.get("list")}
     file = ScoreFile(files[0].trials, found.llr(values, {}), files[0].quality, facts)
-    split(file.scores, labels)  # complains before anything is written
+    if len(labels):
+        split(file.scores, labels)  # complains before anything is written
     file.save(out)
     show(file, prior, pictures, as_json)
 
@@ -141,7 +144,8 @@ def compare(
         print(f"{name:<13} {each.value:+.{digits}f} [{each.low:+.{digits}f}, {each.high:+.{digits}f}]")
 
 
-def _scores(paths: list[Path]) -> list[Any]:
-    from speaker.score_files import read
+def _scores(paths: list[Path], labelled: bool = True) -> list[Any]:
+    from speaker import score_files
 
+    read = score_files.labelled if labelled else score_files.read
     return [read(path) for path in paths]

@@ -3,7 +3,7 @@
     # {"system": "...", "model": "...", ...}
     enrol <tab> test <tab> label <tab> score <tab> seconds_enrol <tab> seconds_test ...
 
-`label` is 1 or 0. Calibration and fusion read these files.
+`label` is 1 or 0, or - in every line where nobody tells. Calibration and fusion read these files.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from speaker.scoring import Floats
 from speaker.trials import Trials
 
 FIXED = ("enrol", "test", "label", "score")
+NOBODY_TELLS = "-"
 
 
 @dataclass
@@ -39,14 +40,18 @@ class ScoreFile:
         return str(self.facts.get("system", "unknown"))
 
     def save(self, path: Path) -> None:
-        """Write; a file that was there is replaced whole or not at all."""
+        """Write; a file that was there is replaced whole or not at all, and ScoreError for scores that are no numbers
+        leaves it."""
+        if broken := int((~np.isfinite(self.scores)).sum()):
+            raise ScoreError(f"{broken} of {len(self.scores)} scores are not finite; {path} is not written")
         columns = [f"{name}_{side}" for name in self.quality for side in ("enrol", "test")]
         values = np.concatenate([self.scores[:, None], *self.quality.values()], axis=1)
         with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.write(f"# {json.dumps(self.facts)}\n" + "\t".join([*FIXED, *columns]) + "\n")
-            sides = zip(self.trials.enrol, self.trials.test, self.trials.labels, values.tolist(), strict=True)
+            labels = [str(int(label)) for label in self.trials.labels] or [NOBODY_TELLS] * len(self.trials)
+            sides = zip(self.trials.enrol, self.trials.test, labels, values.tolist(), strict=True)
             for enrol, test, label, row in sides:
-                file.write("\t".join([enrol, test, str(int(label)), *(f"{v:.9g}" for v in row)]) + "\n")
+                file.write("\t".join([enrol, test, label, *(f"{v:.9g}" for v in row)]) + "\n")
 
 
 def read(path: Path) -> ScoreFile:
@@ -67,7 +72,8 @@ def read(path: Path) -> ScoreFile:
         try:
             enrol, test, label, *values = cells
             rows.append([float(value) for value in values])
-            trials.labels.append({"1": True, "0": False}[label])
+            if label != NOBODY_TELLS:
+                trials.labels.append({"1": True, "0": False}[label])
         except (ValueError, KeyError) as error:
             raise ScoreError(f"{path}, line {number} is no trial: {line!r}") from error
         if len(cells) != len(heading):
@@ -76,9 +82,19 @@ def read(path: Path) -> ScoreFile:
         trials.test.append(test)
     if not rows:
         raise ScoreError(f"{path} holds no trials")
+    if trials.labels and len(trials.labels) < len(rows):
+        raise ScoreError(f"{path}: {len(rows) - len(trials.labels)} of {len(rows)} trials have no label, the others do")
     table = np.array(rows, dtype=np.float64)
     quality = {name: table[:, 1 + 2 * k : 3 + 2 * k] for k, name in enumerate(names)}
     return ScoreFile(trials, table[:, 0], quality, facts)
+
+
+def labelled(path: Path) -> ScoreFile:
+    """`read`; ScoreError for scores without labels, of which nothing can be learned or told."""
+    file = read(path)
+    if not file.trials.labels:
+        raise ScoreError(f"{path} has no labels, of trials that nobody tells the truth of; errors cannot be counted")
+    return file
 
 
 def same_trials(files: list[ScoreFile]) -> None:

@@ -25,7 +25,7 @@ FEW = 5  # speakers; fewer are not drawn from
 
 
 def score(
-    trials: Annotated[Path, typer.Option(help="List of trials: `1 enrol test`, or `enrol test target`.")],
+    trials: Annotated[Path, typer.Option(help="List: `1 enrol test`, `enrol test target`, `enrol test`, NIST's.")],
     out: Annotated[Path, typer.Option(help="File of scores to write.")],
     root: Annotated[Path | None, typer.Option(help="Folder that the list's recordings are named from.")] = None,
     embeddings: Annotated[Path | None, typer.Option(help="Ready ones: .npz, .parquet, Kaldi's .ark, .scp.")] = None,
@@ -42,7 +42,7 @@ def score(
         ),
     ] = "none",
     cohort: Annotated[
-        Path | None, typer.Option(help="Folder of speakers, .npz or .parquet.", show_default="the model's")
+        Path | None, typer.Option(help="Folder of speakers, .npz, .parquet, .ark or .scp.", show_default="the model's")
     ] = None,
     utt2spk: Annotated[
         Path | None,
@@ -60,7 +60,7 @@ def score(
     as_json: Json = False,
     force: Force = False,
 ) -> None:
-    """Score a list of trials, each recording embedded once, and print error rates.
+    """Score a list of trials, each recording embedded once, and print error rates, if it has labels.
 
     EER: where the lines between neighbouring operating points cross misses = false acceptances; equal scores are
     accepted or rejected together. minDCF: detection cost of the best threshold, 1 for whoever accepts all or none.
@@ -72,7 +72,6 @@ def score(
     from speaker import calibration as calibrations
     from speaker import collections, plots, score_inputs, scoring
     from speaker.groups import read_groups
-    from speaker.metrics import split
     from speaker.plda import Plda
     from speaker.score_files import ScoreFile
     from speaker.store import same_model
@@ -99,7 +98,9 @@ def score(
     listed = read_trials(trials)
     models = {} if enrol is None else collections.read_spk2utt(enrol)
     groups = {} if by is None else read_groups(by, listed, models)
-    if all(listed.labels) or not any(listed.labels):
+    if not listed.labels and (by is not None or pictures is not None):
+        raise ScoreError(f"{trials} has no labels, and --by and --plots are of errors; leave them out")
+    if listed.labels and (all(listed.labels) or not any(listed.labels)):
         raise ScoreError(f"{trials}: all {len(listed)} trials are of one kind; error rates need both")
     encoder = None if embeddings is not None and model is None else _encoder(model)
     ready = None if embeddings is None else collections.read(embeddings, encoder.identity if encoder else "unknown")
@@ -158,7 +159,6 @@ def score(
     if scored.cohort_means is not None:
         quality["cohort"] = np.stack(scored.cohort_means, axis=1)
     values = scored.values if map_ is None else map_.llr(scored.values[:, None], quality)
-    split(values, listed.labels)  # complains before anything is written
     facts = {
         "system": system if map_ is None else f"llr({system})", "calibrated": map_ is not None, "list": trials.name,
         "enrolment": "models" if models else "recordings",
@@ -236,6 +236,11 @@ def show(
     from speaker import plots as pictures
     from speaker.report import as_text, report
 
+    if not file.trials.labels:
+        count = len(file.trials)
+        told = f"trials      {count:,}, without labels: no error rates"
+        print(json.dumps({**file.facts, "trials": count}) if as_json else told)
+        return
     labels = np.array(file.trials.labels)
     who = file.trials.speakers()
     ratios = bool(file.facts.get("calibrated"))

@@ -39,7 +39,7 @@ def audit(
     pairs = [tuple(sorted(pair)) for pair in zip(trials.enrol, trials.test, strict=True)]
     alone = sum(first == second for first, second in pairs)
     labels: dict[tuple[str, ...], set[bool]] = {}
-    for pair, label in zip(pairs, trials.labels, strict=True):
+    for pair, label in zip(pairs, trials.labels or [False] * len(pairs), strict=True):
         labels.setdefault(pair, set()).add(label)
     both = [pair for pair, kinds in labels.items() if len(kinds) == 2]
     if alone:

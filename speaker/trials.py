@@ -3,6 +3,7 @@
 Read are, told apart by what a line looks like:
     1 enrol.wav test.wav            VoxCeleb, 1 target, 0 not
     enrol test target|nontarget     Kaldi; also `enrol test 1|0` of 3D-Speaker
+    enrol test                      without labels, as of an evaluation that others judge
     modelid segmentid side targettype   NIST's keys of SRE 2016 to 2024, with their heading, tabs or spaces
 NIST's list without `targettype` has no labels; its key holds the same trials with them.
 """
@@ -24,14 +25,14 @@ WORDS = {"target": True, "nontarget": False, "tgt": True, "imp": False, "1": Tru
 
 @dataclass(frozen=True)
 class Trials:
-    """Two sides and a label for each trial."""
+    """Two sides and a label for each trial; no labels at all where nobody tells."""
 
     enrol: list[str]
     test: list[str]
     labels: list[bool]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.enrol)
 
     def recordings(self) -> list[str]:
         """Each name once, in order of appearance."""
@@ -100,8 +101,13 @@ def read_trials(path: str | Path) -> Trials:
         fields = line.split()
         if not fields:
             continue
-        if len(fields) != 3:
-            raise ScoreError(f"{path}, line {number}: expected `1 enrol test` or `enrol test target`, got {line!r}")
+        if len(fields) == 2 and not trials.labels and WORDS.keys().isdisjoint(fields):
+            trials.enrol.append(fields[0])
+            trials.test.append(fields[1])
+            continue
+        if len(fields) != 3 or len(trials) > len(trials.labels):
+            raise ScoreError(f"{path}, line {number}: expected `1 enrol test` or `enrol test target` in every line, or "
+                             f"`enrol test`, got {line!r}")  # fmt: skip
         if label_first is None:
             label_first = fields[0] in ("0", "1") and fields[2] not in WORDS
         word, enrol, test = fields if label_first else (fields[2], fields[0], fields[1])
@@ -117,22 +123,22 @@ def read_trials(path: str | Path) -> Trials:
 
 def _nist(path: str | Path, lines: list[str], heading: int) -> Trials:
     columns = lines[heading].split()
-    if "targettype" not in columns:
-        raise ScoreError(f"{path}: a NIST list without targettype has no labels; give the key, which has both")
     trials = Trials([], [], [])
     for number, line in enumerate(lines[heading + 1 :], heading + 2):
         fields = line.split()
         if not fields:
             continue
         row = dict(zip(columns, fields, strict=False))
-        if len(fields) != len(columns) or row["targettype"] not in WORDS:
+        label = row.get("targettype")
+        if len(fields) != len(columns) or ("targettype" in columns and label not in WORDS):
             raise ScoreError(f"{path}, line {number}: expected {', '.join(columns)}, got {line!r}")
         if row.get("side", "a") not in ("a", "-"):
             raise ScoreError(
                 f"{path}, line {number}: side {row['side']} of a recording with two channels; split such recordings "
                 "into a file for each side, and name that in the list"
             )
-        trials.labels.append(WORDS[row["targettype"]])
+        if label is not None:
+            trials.labels.append(WORDS[label])
         trials.enrol.append(row["modelid"])
         trials.test.append(row["segmentid"])
     if not len(trials):

@@ -176,8 +176,9 @@ def test_nist_keys(tmp_path):
     assert read_trials(path) == Trials(["m1", "m1"], ["s1.sph", "s2.sph"], [True, False])
     path.write_text("\n \n" + path.read_text())
     assert read_trials(path).test == ["s1.sph", "s2.sph"]
+    path.write_text("modelid segmentid side\nm1 s1 a\n")
+    assert read_trials(path) == Trials(["m1"], ["s1"], [])
     for text, message in {
-        "modelid segmentid side\nm1 s1 a\n": "without targettype",
         "modelid segmentid side targettype\nm1 s1 b target\n": "line 2: side b",
         "modelid segmentid side targettype\nm1 s1 a maybe\n": "line 2: expected modelid",
         "\nmodelid segmentid side targettype\nm1 s1 a maybe\n": "line 3: expected modelid",

@@ -191,6 +191,47 @@ def test_tables_of_ratios_tell_what_decisions_cost(folder):
     assert "  fewer than 30 trials of a kind of other lengths" in told
 
 
+def test_a_list_without_labels(folder):
+    """Of an evaluation that others judge: scores and ratios as those of the same trials with labels."""
+    run(*READY[:-1], "raw.txt")
+    run("calibrate", "raw.txt", "--out", "c.json")
+    run(*READY, "--calibration", "c.json")
+    for text in (
+        "".join(line[2:] for line in (folder / "trials.txt").read_text().splitlines(keepends=True)),
+        "modelid\tsegmentid\n"
+        + (folder / "trials.txt").read_text().replace("0 ", "").replace("1 ", "").replace(" ", "\t"),
+    ):
+        (folder / "blind.txt").write_text(text)
+        blind = ("score", "--trials", "blind.txt", *READY[3:-1])
+        told = run(*blind, "blind.out", "--force", "--calibration", "c.json").stdout
+        assert told == "trials      276, without labels: no error rates\n"
+        found, known = (score_files.read(folder / name) for name in ("blind.out", "o.txt"))
+        assert not found.trials.labels and found.trials.enrol == known.trials.enrol
+        np.testing.assert_array_equal(found.scores, known.scores)
+    assert json.loads(run(*blind, "json.out", "--json").stdout)["trials"] == 276
+    # A fusion that others have learned.
+    run("fuse", "raw.txt", "raw.txt", "--learn", "f.json", "--out", "f.out")
+    assert "without labels" in run("fuse", "json.out", "json.out", "--fusion", "f.json", "--out", "g.out").stdout
+    fused, expected = (score_files.read(folder / name).scores for name in ("g.out", "f.out"))
+    np.testing.assert_array_equal(fused, expected)
+    for given in (["calibrate", "json.out", "--out", "n"], ["compare", "json.out", "json.out"],
+                  ["fuse", "json.out", "json.out", "--learn", "n", "--out", "m"]):  # fmt: skip
+        with pytest.raises(ScoreError, match=r"json\.out has no labels"):
+            run(*given)
+    fuse = ("fuse", "json.out", "json.out", "--fusion", "f.json", "--out", "n.out")
+    for given in ((*blind, "n.out", "--plots", "p"), (*fuse, "--plots", "p")):
+        with pytest.raises(ScoreError, match="has no labels, and"):
+            run(*given)
+    (folder / "blind.txt").write_text("s0/0.wav s1/0.wav\n1 s0/0.wav s0/1.wav\n")
+    with pytest.raises(ScoreError, match="line 2: expected"):
+        run(*blind, "n.out")
+    mixed = (folder / "json.out").read_text().replace("\t-\t", "\t1\t", 1)
+    (folder / "mixed.out").write_text(mixed)
+    with pytest.raises(ScoreError, match="275 of 276 trials have no label, the others do"):
+        score_files.read(folder / "mixed.out")
+    assert not (folder / "n.out").exists()
+
+
 def test_no_errors_are_not_no_error_rate(folder):
     trials = Trials(list("aabb"), list("abba"), [True, False, True, False])
     score_files.ScoreFile(trials, np.array([1.0, 0.0, 1.0, 0.0]), {}, {"system": "x"}).save(folder / "a.txt")
