@@ -79,7 +79,7 @@ def histogram(ax: Any, scores: Floats, labels: NDArray[np.bool_]) -> None:
     bins = np.histogram_bin_edges(scores, 59)  # of equal scores too
     ax.hist(others, bins, density=True, alpha=0.6, label=f"different speakers ({len(others):,})")
     ax.hist(targets, bins, density=True, alpha=0.6, label=f"same speaker ({len(targets):,})")
-    ax.set(xlabel="score", ylabel="density", title="Scores")
+    ax.set(xlabel="score", ylabel="density", title="Scores", ymargin=0.3)  # room for the legend
     ax.legend(loc="upper right")
 
 
