@@ -128,8 +128,8 @@ def score(
     names = score_inputs.names_of(listed, models)
     if ready is not None:
         found = collections.enrolled(ready, models, lengths=lengths)
-        listed.rows(found.names)  # refuses recordings without an embedding
-        if map_ is not None and "seconds" in map_.quality and np.isnan(found.seconds).any():
+        spoken = found.seconds[listed.rows(found.names)]  # refuses recordings without an embedding
+        if map_ is not None and "seconds" in map_.quality and np.isnan(spoken).any():
             raise ScoreError(f"{calibration} needs seconds of speech, and {embeddings} does not tell them of all; "
                              "`speaker embed` does, and `speaker calibrate --quality ''` needs none")  # fmt: skip
     else:

@@ -45,7 +45,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def embed(path, names, vectors, model, seconds=3.0):
-    write(path, EmbeddingFile(names, vectors.astype(np.float32), np.full(len(names), seconds), model))
+    write(path, EmbeddingFile(names, vectors.astype(np.float32), np.broadcast_to(np.array(seconds), len(names)), model))
 
 
 def identity(folder):
@@ -133,9 +133,12 @@ def test_seconds_that_embeddings_do_not_tell(folder):
     run(*READY[:-1], "raw.txt")
     run("calibrate", "raw.txt", "--out", "c.json")
     held = np.load(folder / "e.npz")
+    more = np.concatenate([held["embeddings"], np.ones((1, DIM))])
+    embed(folder / "more.npz", [*NAMES, "of no trial"], more, str(held["model"]), [*[3.0] * 24, np.nan])
+    run(*READY[:3], "--embeddings", "more.npz", *READY[5:], "--calibration", "c.json")
     embed(folder / "e.npz", NAMES, held["embeddings"], str(held["model"]), seconds=np.nan)
     with pytest.raises(ScoreError, match=r"c\.json needs seconds of speech, and e\.npz does not tell them"):
-        run(*READY, "--calibration", "c.json")
+        run(*READY, "--calibration", "c.json", "--force")
 
 
 def test_a_calibration_is_for_recordings_or_for_models(folder):
