@@ -7,7 +7,6 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
 settings.register_profile("untimed", deadline=None)  # a first call may load a library, on a busy machine for long
 settings.load_profile("untimed")
 

@@ -165,7 +165,7 @@ def headers(draw: st.DrawFn) -> Header:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(headers(), st.integers(0, 2**31), st.data())
 def test_round_trip(header: Header, seed: int, data: st.DataObject) -> None:
     codes = random_codes(header, seed)
@@ -180,7 +180,7 @@ def test_round_trip(header: Header, seed: int, data: st.DataObject) -> None:
     assert truncate(packed, levels) == pack(fewer, codes[:, :levels])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(headers(), st.integers(0, 2**31))
 def test_second_decoder_agrees(header: Header, seed: int) -> None:
     if header.num_codes * header.bits_per_code > 20_000:  # it is slow

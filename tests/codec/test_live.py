@@ -76,7 +76,7 @@ def test_mixed_lengths_equal_the_singles(model):
         assert not codes[row, ..., alone.shape[-1] :].any()
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6))
 def test_live_chunks_equal_offline(model, sizes):
     frames = sum(sizes)

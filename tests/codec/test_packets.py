@@ -23,7 +23,6 @@ def codes(*shape, seed=0):
     st.integers(0, 5000), st.integers(1, 6), st.integers(1, 7), st.integers(0, MAX_REDUNDANCY),
     st.integers(1, 5), st.integers(8, 16),
 )  # fmt: skip
-@settings(deadline=None)
 def test_round_trip(sequence, frames, levels, redundancy, groups, bits):
     form = PacketFormat(groups, bits)
     rng = np.random.default_rng(sequence)

@@ -59,7 +59,7 @@ def cut(wav, sizes):
     return chunks
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=5), st.integers(1, 6), st.integers(1, 12000))
 def test_live_coding_of_any_chunking_equals_offline(model, speech, sizes, frames, length):
     wav = speech[:, 8000 : 8000 + length]
@@ -114,7 +114,7 @@ def test_the_rate_may_change_at_any_frame(model, speech):
     assert torch.equal(codes[0], model.encode(speech[:, :320], levels=1)[..., :1])
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.data())
 def test_batched_sessions_equal_each_alone(model, speech, data):
     """Sessions that begin and end at different times in changing batches: the codes of each are those of it alone."""
@@ -155,7 +155,7 @@ def test_a_state_of_another_model_is_refused(model):
 # The published codec
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(1, 6000), st.lists(st.integers(1, 1500), min_size=1, max_size=4), st.integers(1, 3))
 def test_published_codec_in_pieces_equals_the_whole(published, length, sizes, levels):
     wav = noise(1, length)
