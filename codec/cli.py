@@ -30,13 +30,10 @@ from codec.paths import (
     write_bytes,
 )
 from codec.stream_cli import app as stream_app
-from engine.console import set_up
+from engine.console import progress, set_up
 from engine.errors import ConfigError, SpeechError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
-
     from codec.files import Progress, Report
 
     Do = Callable[[Job, Progress], Report]
@@ -266,16 +263,11 @@ def _run(jobs: list[Job], prepare: "Callable[[], Do]", *, force: bool, as_json: 
 
 def _run_all(jobs: list[Job], do: "Do") -> "tuple[list[Report], list[tuple[Job, Exception]]]":
     """Run the jobs under one progress bar; the error of a single one is raised, those of several are returned."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     reports: list[Report] = []
     failed: list[tuple[Job, Exception]] = []
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=len(jobs))
+    with progress(len(jobs)) as told:
         for i, job in enumerate(jobs):
-            show = partial(_advance, bar, task, i)
+            show = partial(_advance, told, i)
             try:
                 make_folder(job)
                 reports.append(do(job, show))
@@ -289,6 +281,6 @@ def _run_all(jobs: list[Job], do: "Do") -> "tuple[list[Report], list[tuple[Job, 
     return reports, failed
 
 
-def _advance(bar: "Bar", task: "TaskID", jobs_done: int, done: float, total: float) -> None:
+def _advance(told: "Callable[[float], None]", jobs_done: int, done: float, total: float) -> None:
     """Draw the share of the present job on top of the jobs that are done."""
-    bar.update(task, completed=jobs_done + min(1, done / total) if total else jobs_done)
+    told(jobs_done + min(1, done / total) if total else jobs_done)

@@ -1,4 +1,4 @@
-"""What every command does first: end cleanly when it is told to, and be able to print any file name."""
+"""What commands share: they end cleanly when told to, print any file name, and show how far they are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import io
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -24,6 +26,18 @@ def set_up() -> None:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _leave)
+
+
+@contextmanager
+def progress(total: float) -> Iterator[Callable[[float], None]]:
+    """A bar on a terminal's error output, and nothing elsewhere; yields a function to tell how much is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -18,9 +18,9 @@ from typing import Annotated
 
 import typer
 
-from engine.console import set_up
+from engine.console import progress, set_up
 from engine.errors import SpeechError
-from speaker.checks import creatable, writable
+from speaker.checks import creatable, warn, writable
 from speaker.diarize_cli import diarize
 from speaker.fusion_cli import calibrate, compare, fuse
 from speaker.scoring_cli import plda, score
@@ -127,9 +127,6 @@ def embed(
     check_format(out)
     writable(out, force, [])
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from speaker.model import default, load
     from speaker.recordings import list_recordings
     from speaker.resumable import embed_resumably, partial_path
@@ -138,12 +135,8 @@ def embed(
     encoder = load(model or default(), device)
     if partial_path(out).exists():
         print(f"speaker: continuing {partial_path(out)}", file=sys.stderr)
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=len(recordings))
-        found, failed = embed_resumably(
-            encoder, recordings, out, force, bfloat16, lambda done: bar.update(task, completed=done)
-        )
+    with progress(len(recordings)) as told:
+        found, failed = embed_resumably(encoder, recordings, out, force, bfloat16, told)
     print(f"{out}: {len(found.names)} embeddings of {encoder.embedding_dim} numbers")
     for name, reason in failed.items():
         print(f"speaker: {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
@@ -181,16 +174,15 @@ def verify(
 
     if threshold is not None and not -1 <= threshold <= 1:
         raise SpeechError(f"--threshold {threshold:g}: it is a cosine, between -1 and 1")
-    if threshold is not None and not cost_miss is cost_false is None:
+    if threshold is not None and (cost_miss, cost_false) != (None, None):
         raise SpeechError("with --threshold the cosine decides, whatever mistakes cost; leave the costs or it out")
-    prior, cost_miss, cost_false = (
-        default if given is None else given for given, default in ((prior, PRIOR), (cost_miss, 1.0), (cost_false, 1.0))
-    )
+    prior = PRIOR if prior is None else prior
+    cost_miss, cost_false = (1.0 if cost is None else cost for cost in (cost_miss, cost_false))
     if not (0 < prior < 1 and 0 < cost_miss < inf and 0 < cost_false < inf):
         raise SpeechError(f"the prior lies between 0 and 1, costs are above 0; got {prior}, {cost_miss}, {cost_false}")
     found = compare(first, second, model, prior, cost_miss, cost_false, threshold)
     for warning in found.warnings:
-        print(f"speaker: warning: {warning}", file=sys.stderr)
+        warn(warning)
     print(json.dumps(found.as_dict()) if as_json else found.as_text())
     if found.same is None:  # 0 would say "same"
         print("speaker: nothing is decided, the model has no calibration; give --threshold", file=sys.stderr)
@@ -213,9 +205,6 @@ def adapt(
 
     Their mean is taken off the embeddings, as far as it is not chance. A folder each person, or all in one folder.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from engine import checkpoint
     from speaker import adapt as adaptation
     from speaker import collections
@@ -231,10 +220,9 @@ def adapt(
     if len(paths) == 1 and paths[0].suffix in (".npz", ".parquet", ".ark"):
         recordings = collections.read(paths[0], encoder.identity)
     else:
-        files, console = [each.path for each in list_recordings(paths)], Console(stderr=True)
-        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-            task = bar.add_task("", total=len(files))
-            recordings, failed = adaptation.embedded(encoder, files, lambda done: bar.update(task, completed=done))
+        files = [each.path for each in list_recordings(paths)]
+        with progress(len(files)) as told:
+            recordings, failed = adaptation.embedded(encoder, files, told)
     recordings, silent = adaptation.with_speech(recordings)
     failed |= silent
     for name, reason in failed.items():

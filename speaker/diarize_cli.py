@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engine.console import progress
 from engine.errors import ScoreError, SpeechError
 from speaker.checks import number, writable
 
@@ -99,9 +100,6 @@ def _found(
     source: Path, model: str | None, device: str, options: dict[str, Any], num_speakers: int | None,
     enrolled: Path | None, store: Path | None,
 ) -> Diarization:  # fmt: skip
-    from rich.console import Console
-    from rich.progress import Progress
-
     from engine import checkpoint
     from speaker.diarize import DiarizationConfig, back_end
     from speaker.diarize import diarize as run
@@ -118,12 +116,10 @@ def _found(
             gallery = voices.gallery()
     known = None if gallery is None else dict(zip(gallery.names, gallery.means, strict=True))
     spoken = None if gallery is None else dict(zip(gallery.names, gallery.seconds.tolist(), strict=True))
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=1.0)
+    with progress(1.0) as told:
         return run(
             encoder, source, num_speakers, config=config, models=back_end(encoder, folder), enrolled=known,
-            enrolled_seconds=spoken, progress=lambda share: bar.update(task, completed=share),
+            enrolled_seconds=spoken, progress=told,
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import AudioError, StoreError
-from speaker.checks import number
+from speaker.checks import number, warn
 
 if TYPE_CHECKING:
     from speaker.embed import Embeddings
@@ -86,7 +86,7 @@ def identify(
             raise AudioError(f"{source}: no speech found, it is silence")
         warnings = [f"{source}: {sentence}" for sentence in quality.warnings()]
         for sentence in warnings:
-            print(f"speaker: warning: {sentence}", file=sys.stderr)
+            warn(sentence)
         answer = _decide(
             opened, encoder, model, found.vectors[0], quality.seconds, false_positive_rate, prior, threshold
         )
@@ -279,7 +279,7 @@ def _check_quality(encoder: SpeakerEncoder, path: Path, forced: bool) -> dict[st
         way_out = "" if silent else "; --force-quality takes it all the same"
         raise AudioError(f"{path} is not enrolled: {'; '.join(problems)}{way_out}")
     for sentence in problems:
-        print(f"speaker: warning: {path}: {sentence}", file=sys.stderr)
+        warn(f"{path}: {sentence}")
     figures = asdict(found.quality) | {"snr": found.snr, "agreement": found.agreement}
     return {name: round(value, 4) for name, value in figures.items() if value == value} | {"warnings": problems}
 
