@@ -25,6 +25,7 @@ __all__ = ["QUALITIES", "Calibration", "fit", "load"]
 
 QUALITIES = ("seconds", "magnitude", "cohort")
 NORMS = {"as": "as", "cohort": "near"}  # what a system is called -> option of `speaker score`
+ENROLMENTS = {"recordings": "single recordings", "models": "models of several recordings"}
 SECONDS = (0.5, 20.0)  # beyond these more or less speech makes no difference
 
 
@@ -40,7 +41,7 @@ class Calibration:
     trials: int
     targets: int
     shortest: float  # seconds of speech of the least side among the trials; below, nothing is known
-    enrolment: str = "recordings"  # what the first side of the trials was, or "models" of several recordings
+    enrolment: str = "recordings"  # what the first side of the trials was, of ENROLMENTS
 
     def llr(self, scores: Floats, quality: dict[str, Floats]) -> Floats:
         """(n, S) scores and (n, 2) quality measures of both sides -> (n,) log-likelihood ratios."""
@@ -63,14 +64,12 @@ class Calibration:
             raise ScoreError(f"the {what} was made for {', '.join(self.systems)}, the scores are of "
                              f"{', '.join(systems)}; {hint}make one with `speaker {command}`")  # fmt: skip
 
-    def doubt(self, models: bool) -> str:
-        """A sentence where the trials are of another kind than those learned from: single recordings, or models."""
-        given = "models" if models else "recordings"
-        if given == self.enrolment:
+    def doubt(self, enrolment: str) -> str:
+        """A sentence where the trials are of another kind, of ENROLMENTS, than those learned from."""
+        if enrolment == self.enrolment:
             return ""
-        kinds = {"models": "models of several recordings", "recordings": "single recordings"}
-        return (f"it was learned on {kinds[self.enrolment]}, these are {kinds[given]}, whose scores spread otherwise: "
-                "the log-likelihood ratios are off")  # fmt: skip
+        return (f"it was learned on {ENROLMENTS[self.enrolment]}, these are {ENROLMENTS[enrolment]}, whose scores "
+                "spread otherwise: the log-likelihood ratios are off")  # fmt: skip
 
     def check_quality(self, *known: str) -> None:
         """ScoreError if it asks for other quality measures than these."""
@@ -101,8 +100,8 @@ def load(path: Path) -> Calibration:
         found = Calibration(**values)
         if not np.isfinite([*found.weights, found.offset, found.shortest]).all():
             raise ScoreError(f"{path} has weights that are not finite; make it anew with `speaker calibrate`")
-        if found.enrolment not in ("recordings", "models"):
-            raise ScoreError(f"{path}: enrolment is recordings or models, not {found.enrolment!r}")
+        if found.enrolment not in ENROLMENTS:
+            raise ScoreError(f"{path}: enrolment is {' or '.join(ENROLMENTS)}, not {found.enrolment!r}")
         sides = {name: np.ones((1, 2)) for name in QUALITIES}
         found.llr(np.zeros((1, len(found.systems))), sides)  # refuses another number of weights
         return found

@@ -19,7 +19,7 @@ from speaker.model import SpeakerEncoder
 from speaker.recordings import find_recordings
 from speaker.scoring import Floats, unit
 from speaker.store import same_model
-from speaker.trials import speaker_of
+from speaker.trials import NIST, speaker_of
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ def read_spk2utt(path: Path) -> dict[str, list[str]]:
     """Kaldi's `model utterance utterance ...`, a model a line; or NIST's `modelid segmentid side` with its heading."""
     models: dict[str, list[str]] = {}
     rows = [(number, line.split()) for number, line in enumerate(_lines(path), 1) if line.strip()]
-    is_nist = bool(rows) and rows[0][1][:2] == ["modelid", "segmentid"]
+    is_nist = bool(rows) and rows[0][1][:2] == NIST[:2]
     for number, (name, *utterances) in rows[is_nist:]:
         if is_nist and (not utterances or utterances[1:] not in ([], ["a"], ["-"])):
             raise ScoreError(f"{path}, line {number}: expected modelid, segmentid and side a, not {utterances[1:]}")

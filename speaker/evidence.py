@@ -104,15 +104,9 @@ def evidence_of(folder: Path, encoder: SpeakerEncoder) -> Evidence | None:
 
 def verification_of(folder: Path, encoder: SpeakerEncoder) -> Calibration | None:
     """The map that knows the cohort, which came with a model; ScoreError if it was made for other weights."""
-    path = folder / VERIFICATION
-    if not path.is_file():
-        return None
-    found = load_calibration(path)
-    try:
-        found.check_systems([system_of(encoder.identity)])
-    except ScoreError as error:
-        raise ScoreError(f"{path}: {error}; `python -m recipes.calibrate --near` makes it anew") from error
-    return found
+    return _map_of(
+        folder / VERIFICATION, system_of(encoder.identity), "; `python -m recipes.calibrate --near` makes it anew"
+    )
 
 
 def system_of(model: str) -> str:
@@ -122,14 +116,17 @@ def system_of(model: str) -> str:
 
 def calibration_of(folder: Path, encoder: SpeakerEncoder) -> Calibration | None:
     """The map of cosines and seconds that came with a model; ScoreError if it was made for other weights."""
-    path = folder / CALIBRATION
+    return _map_of(folder / CALIBRATION, f"{encoder.identity}:cosine")
+
+
+def _map_of(path: Path, system: str, way_out: str = "") -> Calibration | None:
     if not path.is_file():
         return None
     found = load_calibration(path)
     try:
-        found.check_systems([f"{encoder.identity}:cosine"])
+        found.check_systems([system])
     except ScoreError as error:
-        raise ScoreError(f"{path}: {error}") from error
+        raise ScoreError(f"{path}: {error}{way_out}") from error
     return found
 
 

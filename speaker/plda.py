@@ -20,6 +20,9 @@ from speaker.scoring import Floats, unit
 
 __all__ = ["Plda", "adapt", "lda", "load", "read_kaldi", "train"]
 
+BINARY = b"\0B"  # how Kaldi's binary files begin
+KALDI = BINARY + b"<Plda> "
+
 
 @dataclass(frozen=True)
 class Plda:
@@ -78,7 +81,7 @@ class Plda:
 def is_plda(path: Path) -> bool:
     """Whether a file is one of Kaldi's or of `Plda.save`, or at least says so."""
     try:
-        if path.read_bytes()[:9] == b"\0B<Plda> ":
+        if _head(path) == KALDI:
             return True
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as parts:
             return "psi" in parts
@@ -94,9 +97,15 @@ def load(path: Path) -> Plda:
     return found
 
 
+def _head(path: Path) -> bytes:
+    """As much of a file as tells whether it is a PLDA of Kaldi's."""
+    with path.open("rb") as stream:
+        return stream.read(len(KALDI))
+
+
 def _read(path: Path) -> Plda:
     try:
-        if path.read_bytes()[:2] == b"\0B":
+        if _head(path).startswith(BINARY):
             return read_kaldi(path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as parts:
             centre, reduce, mean, transform, psi = (parts[n] for n in ("centre", "lda", "mean", "transform", "psi"))
@@ -172,9 +181,9 @@ def read_kaldi(path: Path) -> Plda:
     elsewhere; embeddings are scaled to length sqrt(D) as
     ivector-normalize-length does; the second scaling, inside ivector-plda-scoring, is left out."""
     data = path.read_bytes()
-    if not data.startswith(b"\0B<Plda> "):
+    if not data.startswith(KALDI):
         raise ScoreError(f"{path} is no binary Kaldi PLDA")
-    at, arrays = len(b"\0B<Plda> "), []
+    at, arrays = len(KALDI), []
     for _ in range(3):
         kind, _, rest = data[at : at + 3], None, at + 3
         if kind not in (b"DV ", b"FV ", b"DM ", b"FM "):

@@ -30,12 +30,12 @@ def report(
     bootstrap over speakers."""
     targets, others = split(scores, labels)
     named = [np.array(side) for side in sides]
-    figures = {"eer": eer_percent, "min_dcf": least_cost(Cost(prior))}
-    of_ratios: dict[str, Figure] = {"act_dcf": actual_cost(Cost(prior)), "cllr": cllr_of}
-    if find_spec("scipy"):  # it comes with the tools that measure
-        of_ratios["min_cllr"] = min_cllr_of
-
-    of_parts = figures | ({"act_dcf": of_ratios["act_dcf"], "cllr": cllr_of} if are_ratios else {})
+    figures: dict[str, Figure] = {"eer": eer_percent, "min_dcf": least_cost(Cost(prior))}
+    if are_ratios:
+        figures |= {"act_dcf": actual_cost(Cost(prior)), "cllr": cllr_of}
+    of_all = dict(figures)
+    if are_ratios and find_spec("scipy"):  # it comes with the tools that measure
+        of_all["min_cllr"] = min_cllr_of
 
     def measured(kept: NDArray[np.bool_], figures: dict[str, Figure], num: int) -> dict[str, Any]:
         first, second = (side[kept].tolist() for side in named)
@@ -46,10 +46,10 @@ def report(
         counts = int(labels[kept].sum()), int((~labels[kept]).sum())
         if min(counts) < FEWEST:
             return {}
-        return {"targets": counts[0], "nontargets": counts[1], **measured(kept, of_parts, num // 2)}
+        return {"targets": counts[0], "nontargets": counts[1], **measured(kept, figures, num // 2)}
 
     found: dict[str, Any] = {"targets": len(targets), "nontargets": len(others), "prior": prior}
-    found |= measured(np.ones(len(labels), bool), figures | (of_ratios if are_ratios else {}), num)
+    found |= measured(np.ones(len(labels), bool), of_all, num)
     if seconds is not None and np.isfinite(seconds).all():
         found["by_seconds"] = by_seconds(seconds, part)
     for name, members in (groups or {}).items():
@@ -113,9 +113,9 @@ def _interval(figure: list[float]) -> str:
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
-    error = row["eer"]
-    ratios = f"actDCF {_interval(row['act_dcf'])}, Cllr {_interval(row['cllr'])} " if "cllr" in row else ""
+    error, words = row["eer"], {"min_dcf": "minDCF", "act_dcf": "actDCF", "cllr": "Cllr"}
+    figures = [f"{word} {_interval(row[key])}" for key, word in words.items() if key in row]
     return (
-        f"  {name:<11} EER {error[0]:.2f} % [{error[1]:.2f}, {error[2]:.2f}], minDCF {_interval(row['min_dcf'])}"
-        f"{', ' + ratios if ratios else ' '}({row['targets']:,} + {row['nontargets']:,} trials)"
+        f"  {name:<11} EER {error[0]:.2f} % [{error[1]:.2f}, {error[2]:.2f}], {', '.join(figures)} "
+        f"({row['targets']:,} + {row['nontargets']:,} trials)"
     )

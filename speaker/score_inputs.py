@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine import checkpoint
+from engine.console import progress
 from engine.errors import ScoreError
 from speaker import collections
 from speaker import plda as plda_backend
@@ -56,8 +58,10 @@ def digest(rows: Any) -> str:
 
 def check_calibration(map_: Calibration, system: str, own_cohort: bool) -> None:
     """ScoreError for a calibration of other scores; of a cohort of one's own, not embedded yet, nothing is known."""
-    told = OWN_COHORT.search(map_.systems[0]) if own_cohort else None
-    map_.check_systems([system + ((told[0] if told else "(own cohort)") if own_cohort else "")])
+    if own_cohort:
+        told = OWN_COHORT.search(map_.systems[0])
+        system += told[0] if told else "(own cohort)"
+    map_.check_systems([system])
 
 
 def cohort_file(cohort: Path | None, model: str | None) -> Path:
@@ -98,18 +102,12 @@ def names_of(trials: Trials, models: Mapping[str, Sequence[str]]) -> list[str]:
 
 def embedded(encoder: SpeakerEncoder, root: Path, names: list[str], seconds: float | None) -> Collection:
     """Embed recordings, with a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=len(names))
-        return collections.of_recordings(encoder, root, names, seconds, lambda done: bar.update(task, completed=done))
+    with progress(len(names)) as told:
+        return collections.of_recordings(encoder, root, names, seconds, told)
 
 
-def quality_of(trials: Trials, found: Collection) -> dict[str, Any]:
-    """Magnitudes and, where they are known of all, seconds of speech: (n, 2) of both sides of the trials."""
-    sides = trials.rows(found.names)
+def quality_of(found: Collection, sides: NDArray[np.intp]) -> dict[str, Any]:
+    """Magnitudes and, where they are known of all, seconds of speech, (n, 2), of the rows (n, 2) of trials."""
     quality: dict[str, Any] = {"magnitude": np.linalg.norm(found.vectors, axis=1)[sides]}
     spoken = found.seconds[sides]
     if np.isfinite(spoken).all():

@@ -121,15 +121,16 @@ def score(
         raise ScoreError(f"{plda} was trained on embeddings of {chosen_backend.model}, these are of {of_model}")
     kind = f"plda({score_inputs.digest(chosen_backend.transform)})" if isinstance(chosen_backend, Plda) else backend
     system = f"{of_model}:{kind}" + {"none": "", "s": "+s", "as": f"+as{top}", "near": f"+cohort{top}"}[norm]
+    enrolment = "models" if models else "recordings"
     if map_ is not None:
         score_inputs.check_calibration(map_, system, cohort is not None)
-        if sentence := map_.doubt(bool(models)):
+        if sentence := map_.doubt(enrolment):
             warn(f"{calibration}: {sentence}")
     names = score_inputs.names_of(listed, models)
     if ready is not None:
         found = collections.enrolled(ready, models, lengths=lengths)
-        spoken = found.seconds[listed.rows(found.names)]  # refuses recordings without an embedding
-        if map_ is not None and "seconds" in map_.quality and np.isnan(spoken).any():
+        sides = listed.rows(found.names)  # refuses recordings without an embedding
+        if map_ is not None and "seconds" in map_.quality and np.isnan(found.seconds[sides]).any():
             raise ScoreError(f"{calibration} needs seconds of speech, and {embeddings} does not tell them of all; "
                              "`speaker embed` does, and `speaker calibrate --quality ''` needs none")  # fmt: skip
     else:
@@ -152,16 +153,17 @@ def score(
         assert encoder is not None and root is not None
         found = score_inputs.embedded(encoder, root, names, seconds)
         found = collections.enrolled(found, models, lengths=lengths)
+        sides = listed.rows(found.names)
     scored = scoring.score(listed, found.names, found.vectors, chosen_backend, cohort=others, top=top,
                            normalize=norm != "near", models=models)  # fmt: skip
     score_inputs.warn_of_little_speech(listed, found, map_)
-    quality = score_inputs.quality_of(listed, found)
+    quality = score_inputs.quality_of(found, sides)
     if scored.cohort_means is not None:
         quality["cohort"] = np.stack(scored.cohort_means, axis=1)
     values = scored.values if map_ is None else map_.llr(scored.values[:, None], quality)
     facts = {
         "system": system if map_ is None else f"llr({system})", "calibrated": map_ is not None, "list": trials.name,
-        "enrolment": "models" if models else "recordings",
+        "enrolment": enrolment,
     }  # fmt: skip
     file = ScoreFile(listed, values, quality, facts)
     file.save(out)

@@ -92,15 +92,15 @@ def read_trials(path: str | Path) -> Trials:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ScoreError(f"{path}: no trial list can be read from it ({error})") from error
-    heading = next((number for number, line in enumerate(lines) if line.strip()), 0)
-    if lines and lines[heading].split()[:2] == NIST[:2]:
-        return _nist(path, lines, heading)
+    rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise ScoreError(f"{path} holds no trials")
+    if rows[0][1].split()[:2] == NIST[:2]:
+        return _nist(path, rows)
     trials = Trials([], [], [])
     label_first: bool | None = None
-    for number, line in enumerate(lines, 1):
+    for number, line in rows:
         fields = line.split()
-        if not fields:
-            continue
         if len(fields) == 2 and not trials.labels and WORDS.keys().isdisjoint(fields):
             trials.enrol.append(fields[0])
             trials.test.append(fields[1])
@@ -116,18 +116,14 @@ def read_trials(path: str | Path) -> Trials:
         trials.labels.append(WORDS[word])
         trials.enrol.append(enrol)
         trials.test.append(test)
-    if not len(trials):
-        raise ScoreError(f"{path} holds no trials")
     return trials
 
 
-def _nist(path: str | Path, lines: list[str], heading: int) -> Trials:
-    columns = lines[heading].split()
+def _nist(path: str | Path, rows: list[tuple[int, str]]) -> Trials:
+    columns = rows[0][1].split()
     trials = Trials([], [], [])
-    for number, line in enumerate(lines[heading + 1 :], heading + 2):
+    for number, line in rows[1:]:
         fields = line.split()
-        if not fields:
-            continue
         row = dict(zip(columns, fields, strict=False))
         label = row.get("targettype")
         if len(fields) != len(columns) or ("targettype" in columns and label not in WORDS):

@@ -245,14 +245,8 @@ def test_no_errors_are_not_no_error_rate(folder):
 
 
 def test_verify_looks_at_its_calibration_first(folder, monkeypatch):
-    (folder / "mine" / "calibration.json").write_text(
-        json.dumps(
-            {
-                "kind": "calibration",
-                **dataclasses.asdict(calibration.Calibration(["x@0:cosine"], [], [1.0], 0.0, 0.5, 10, 5, 0.0)),
-            }
-        )  # fmt: skip
-    )
+    of_another = calibration.Calibration(["x@0:cosine"], [], [1.0], 0.0, 0.5, 10, 5, 0.0)
+    of_another.save(folder / "mine" / "calibration.json")
     monkeypatch.setattr(verify, "embed_files", lambda *_: pytest.fail("recordings were embedded"))
     with pytest.raises(ScoreError, match=r"calibration\.json: the calibration was made for x@0:cosine"):
         run("verify", "in/p0/0.wav", "in/p1/0.wav", "--model", "./mine")
